@@ -1,0 +1,1 @@
+"""Many diffusion models, one picture."""

@@ -1,0 +1,1 @@
+"""Denoisers as sequences of named blocks."""

@@ -1,0 +1,222 @@
+"""Block schedule of diffusers' ``UNet2DConditionModel``: SD 1.x, 2.x, SDXL base and refiner.
+
+It calls the model's own resnets, attentions and samplers in the order of its ``forward`` and owns no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
+from diffusers.utils.torch_utils import apply_freeu
+from torch import Tensor
+
+from diffusemble.blocks.base import Flow, Inputs
+from diffusemble.blocks.residuals import Residuals, take_residuals
+
+_SUPPORTED_BLOCKS = {
+    "CrossAttnDownBlock2D",
+    "DownBlock2D",
+    "UNetMidBlock2DCrossAttn",
+    "CrossAttnUpBlock2D",
+    "UpBlock2D",
+}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Per-pass constants of one U-Net: keyword arguments of its attentions, residuals to add, sizes to meet."""
+
+    attention: Mapping[str, Any]
+    residuals: Residuals
+    match_skip_size: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """One aggregation point: ``run`` computes it; ``keeps`` and ``drops`` say what happens to the skips after it."""
+
+    run: Callable[[Flow], Tensor]
+    keeps: bool = False
+    drops: bool = False
+
+
+class UNetBlocks:
+    """A ``UNet2DConditionModel`` as a schedule of aggregation points (25 in SD 1.x, 19 in SDXL).
+
+    The slots coincide with those of block-weighted merging: ``conv_in``, every layer and sampler of the down path,
+    ``mid``, every layer of the up path (a level's last layer together with its upsampler).
+
+    Raises:
+        ValueError: the U-Net is built from block types that this schedule does not know.
+    """
+
+    def __init__(self, denoiser: UNet2DConditionModel) -> None:
+        self.denoiser = denoiser
+        _refuse_unknown_blocks(denoiser)
+        self._table = {"conv_in": Block(lambda flow: denoiser.conv_in(flow.hidden), keeps=True)}
+        for level in range(len(denoiser.down_blocks)):
+            self._add_down(level)
+        self._table["mid"] = Block(self._run_mid)
+        for level in range(len(denoiser.up_blocks)):
+            self._add_up(level)
+        self.names = tuple(self._table)
+        self._last_down = self.names[self.names.index("mid") - 1]
+
+    # -- the schedule ----------------------------------------------------------------------------------------------
+
+    def _add_down(self, level: int) -> None:
+        block = self.denoiser.down_blocks[level]
+        for layer in range(len(block.resnets)):
+            self._table[f"down.{level}.layer{layer}"] = Block(lambda flow, b=block, n=layer: _layer(b, n, flow), True)
+        if block.downsamplers is not None:
+            self._table[f"down.{level}.downsample"] = Block(
+                lambda flow, b=block: _chain(b.downsamplers, flow.hidden), keeps=True
+            )
+
+    def _add_up(self, level: int) -> None:
+        block = self.denoiser.up_blocks[level]
+        for layer in range(len(block.resnets)):
+            self._table[f"up.{level}.layer{layer}"] = Block(
+                lambda flow, b=block, n=layer: self._run_up(b, n, flow), drops=True
+            )
+
+    # -- the contract ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def active(self, inputs: Inputs) -> Iterator[None]:
+        """Apply the LoRA scale of ``cross_attention_kwargs`` for one pass."""
+        scale = (inputs.get("cross_attention_kwargs") or {}).get("scale", 1.0)
+        scale_lora_layers(self.denoiser, scale)
+        try:
+            yield
+        finally:
+            unscale_lora_layers(self.denoiser, scale)
+
+    def open(self, sample: Tensor, timestep: Any, inputs: Inputs) -> Flow:
+        """Embed time and text, and turn masks and side inputs into what the blocks take."""
+        unet, given = self.denoiser, {k: v for k, v in inputs.items() if v is not None}
+        text = given.pop("encoder_hidden_states")
+        time = self._embed_time(sample, timestep, text, given)
+        tokens = unet.process_encoder_hidden_states(text, given.pop("added_cond_kwargs", None))
+        match_size = any(side % 2**unet.num_upsamplers for side in sample.shape[-2:])
+        residuals = take_residuals(self.denoiser, given)
+        attention = {
+            "encoder_hidden_states": tokens,
+            "cross_attention_kwargs": self._attention_kwargs(given.pop("cross_attention_kwargs", None)),
+            "attention_mask": _bias(given.pop("attention_mask", None), sample.dtype),
+            "encoder_attention_mask": _bias(given.pop("encoder_attention_mask", None), sample.dtype),
+        }
+        if given:
+            raise ValueError(
+                f"A U-Net block schedule does not support the argument {next(iter(given))!r}. Leave it out, or run the "
+                f"experts one by one and fuse their predictions."
+            )
+        hidden = 2 * sample - 1.0 if unet.config.center_input_sample else sample
+        extra = Conditions(attention, residuals, match_size)
+        return Flow(hidden, (), time, tokens[0] if isinstance(tokens, tuple) else tokens, extra)
+
+    def run(self, name: str, flow: Flow) -> Tensor:
+        """Output of block ``name`` on ``flow``."""
+        return self._table[name].run(flow)
+
+    def join(self, name: str, flow: Flow, hidden: Tensor) -> Flow:
+        """Add T2I-adapter and ControlNet residuals that belong after ``name`` and update the skips."""
+        block, residuals = self._table[name], flow.extra.residuals
+        adapter = residuals.adapter.get(name)
+        # The middle takes an adapter's map only where it fits (the XL adapters have one more level than the others).
+        if adapter is not None and (name != "mid" or adapter.shape == hidden.shape):
+            hidden = hidden + adapter
+        if name == "mid" and residuals.mid is not None:
+            hidden = hidden + residuals.mid
+        skips = flow.skips[:-1] if block.drops else flow.skips
+        if block.keeps:
+            skips = (*skips, hidden)
+        if name == self._last_down and residuals.skips is not None:
+            skips = tuple(skip + residual for skip, residual in zip(skips, residuals.skips, strict=True))
+        return Flow(hidden, skips, flow.time, flow.text, flow.extra)
+
+    def close(self, hidden: Tensor) -> Tensor:
+        """Final norm, activation and convolution."""
+        unet = self.denoiser
+        if unet.conv_norm_out:
+            hidden = unet.conv_act(unet.conv_norm_out(hidden))
+        return unet.conv_out(hidden)
+
+    # -- parts of the above ----------------------------------------------------------------------------------------
+
+    def _run_mid(self, flow: Flow) -> Tensor:
+        return self.denoiser.mid_block(flow.hidden, flow.time, **flow.extra.attention)
+
+    def _run_up(self, block: Any, layer: int, flow: Flow) -> Tensor:
+        hidden, skip = flow.hidden, flow.skips[-1]
+        if all(getattr(block, factor, None) for factor in ("s1", "s2", "b1", "b2")):
+            hidden, skip = apply_freeu(
+                block.resolution_idx, hidden, skip, s1=block.s1, s2=block.s2, b1=block.b1, b2=block.b2
+            )
+        hidden = _layer(block, layer, flow, torch.cat([hidden, skip], dim=1))
+        if layer < len(block.resnets) - 1 or block.upsamplers is None:
+            return hidden
+        size = flow.skips[-2].shape[2:] if flow.extra.match_skip_size else None
+        return _chain(block.upsamplers, hidden, size)
+
+    def _embed_time(self, sample: Tensor, timestep: Any, text: Tensor, given: dict[str, Any]) -> Tensor:
+        unet = self.denoiser
+        time = unet.time_embedding(unet.get_time_embed(sample, timestep), given.pop("timestep_cond", None))
+        label = unet.get_class_embed(sample, given.pop("class_labels", None))
+        if label is not None:
+            time = torch.cat([time, label], dim=-1) if unet.config.class_embeddings_concat else time + label
+        added = unet.get_aug_embed(time, text, given.get("added_cond_kwargs"))
+        time = time if added is None else time + added
+        return time if unet.time_embed_act is None else unet.time_embed_act(time)
+
+    def _attention_kwargs(self, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        if kwargs is None:
+            return None
+        kwargs = {key: value for key, value in kwargs.items() if key != "scale"}  # `active` applies the scale
+        if kwargs.get("gligen") is not None:
+            kwargs["gligen"] = {"objs": self.denoiser.position_net(**kwargs["gligen"])}
+        return kwargs
+
+
+def _layer(block: Any, index: int, flow: Flow, hidden: Tensor | None = None) -> Tensor:
+    """One resnet and, where the block has them, the attention behind it."""
+    hidden = flow.hidden if hidden is None else hidden
+    resnet = block.resnets[index]
+    if torch.is_grad_enabled() and block.gradient_checkpointing:
+        hidden = block._gradient_checkpointing_func(resnet, hidden, flow.time)
+    else:
+        hidden = resnet(hidden, flow.time)
+    if not hasattr(block, "attentions"):
+        return hidden
+    return block.attentions[index](hidden, **flow.extra.attention, return_dict=False)[0]
+
+
+def _chain(samplers: Any, hidden: Tensor, *size: Any) -> Tensor:
+    for sampler in samplers:
+        hidden = sampler(hidden, *size)
+    return hidden
+
+
+def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Attention bias ``[b 1 k]`` of a mask ``[b k]`` (1 = keep, 0 = discard)."""
+    return None if mask is None else ((1 - mask.to(dtype)) * -10000.0).unsqueeze(1)
+
+
+def _refuse_unknown_blocks(unet: UNet2DConditionModel) -> None:
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        if type(block).__name__ not in _SUPPORTED_BLOCKS:
+            raise ValueError(
+                f"Block-wise ensembles know the U-Net blocks {sorted(_SUPPORTED_BLOCKS)}; this U-Net has a "
+                f"{type(block).__name__}. Fuse its predictions with the others' at the output instead."
+            )
+    if unet.config.addition_embed_type == "image_hint":
+        raise ValueError(
+            "Block-wise ensembles do not support addition_embed_type='image_hint' (Kandinsky 2.2 ControlNet). Fuse the "
+            "experts' predictions at the output instead."
+        )
