@@ -1,1 +1,29 @@
 """Many diffusion models, one picture."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "EnsembleDenoiser": "diffusemble.ensemble",
+    "build_aggregator": "diffusemble.ensemble",
+    "record_attention": "diffusemble.ensemble",
+    "Expert": "diffusemble.experts.expert",
+    "load_experts": "diffusemble.experts.load",
+    "pack_text": "diffusemble.experts.text",
+    "unpack_text": "diffusemble.experts.text",
+    "load_aggregator": "diffusemble.aggregators",
+    "load_published": "diffusemble.aggregators",
+    "generate": "diffusemble.generate",
+}
+
+__all__ = sorted(_PUBLIC)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names on first use, so that ``import diffusemble`` stays instant."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'diffusemble' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+from diffusemble.aggregators.base import Sizes
 
 Inputs = Mapping[str, Any]
 """What a denoiser's ``forward`` accepts beside the sample and the timestep, by its own argument names."""
@@ -31,16 +33,13 @@ class Flow:
     text: Tensor
     extra: Any
 
-    def follow(self, leader: Flow) -> Flow:
-        """The same denoiser, continuing on the hidden state and skips of ``leader``."""
-        return replace(self, hidden=leader.hidden, skips=leader.skips)
-
 
 class Blocks(Protocol):
     """A denoiser, cut into blocks. ``run_through`` over all of them equals the denoiser's ``forward`` bit for bit."""
 
     denoiser: nn.Module
     names: tuple[str, ...]
+    sizes: Sizes
 
     def open(self, sample: Tensor, timestep: Any, inputs: Inputs) -> Flow:
         """Everything before the first block: time and text embeddings, masks."""

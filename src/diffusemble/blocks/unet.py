@@ -16,6 +16,7 @@ from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor
 
+from diffusemble.aggregators.base import Sizes
 from diffusemble.blocks.base import Flow, Inputs
 from diffusemble.blocks.residuals import Residuals, take_residuals
 
@@ -42,6 +43,7 @@ class Block:
     """One aggregation point: ``run`` computes it; ``keeps`` and ``drops`` say what happens to the skips after it."""
 
     run: Callable[[Flow], Tensor]
+    channels: int
     keeps: bool = False
     drops: bool = False
 
@@ -59,13 +61,19 @@ class UNetBlocks:
     def __init__(self, denoiser: UNet2DConditionModel) -> None:
         self.denoiser = denoiser
         _refuse_unknown_blocks(denoiser)
-        self._table = {"conv_in": Block(lambda flow: denoiser.conv_in(flow.hidden), keeps=True)}
+        self._table = {"conv_in": Block(lambda flow: denoiser.conv_in(flow.hidden), denoiser.conv_in.out_channels, keeps=True)}
         for level in range(len(denoiser.down_blocks)):
             self._add_down(level)
-        self._table["mid"] = Block(self._run_mid)
+        self._table["mid"] = Block(self._run_mid, denoiser.mid_block.resnets[-1].out_channels)
         for level in range(len(denoiser.up_blocks)):
             self._add_up(level)
         self.names = tuple(self._table)
+        channels = [block.channels for block in self._table.values()][:-1]
+        self.sizes = Sizes(
+            channels=(*channels, denoiser.conv_out.out_channels),
+            time=_time_width(denoiser),
+            text=_text_width(denoiser),
+        )
         self._last_down = self.names[self.names.index("mid") - 1]
 
     # -- the schedule ----------------------------------------------------------------------------------------------
@@ -73,17 +81,19 @@ class UNetBlocks:
     def _add_down(self, level: int) -> None:
         block = self.denoiser.down_blocks[level]
         for layer in range(len(block.resnets)):
-            self._table[f"down.{level}.layer{layer}"] = Block(lambda flow, b=block, n=layer: _layer(b, n, flow), True)
+            self._table[f"down.{level}.layer{layer}"] = Block(
+                lambda flow, b=block, n=layer: _layer(b, n, flow), block.resnets[layer].out_channels, keeps=True
+            )
         if block.downsamplers is not None:
             self._table[f"down.{level}.downsample"] = Block(
-                lambda flow, b=block: _chain(b.downsamplers, flow.hidden), keeps=True
+                lambda flow, b=block: _chain(b.downsamplers, flow.hidden), block.downsamplers[-1].out_channels, keeps=True
             )
 
     def _add_up(self, level: int) -> None:
         block = self.denoiser.up_blocks[level]
         for layer in range(len(block.resnets)):
             self._table[f"up.{level}.layer{layer}"] = Block(
-                lambda flow, b=block, n=layer: self._run_up(b, n, flow), drops=True
+                lambda flow, b=block, n=layer: self._run_up(b, n, flow), block.resnets[layer].out_channels, drops=True
             )
 
     # -- the contract ----------------------------------------------------------------------------------------------
@@ -195,6 +205,16 @@ def _layer(block: Any, index: int, flow: Flow, hidden: Tensor | None = None) -> 
     if not hasattr(block, "attentions"):
         return hidden
     return block.attentions[index](hidden, **flow.extra.attention, return_dict=False)[0]
+
+
+def _time_width(unet: UNet2DConditionModel) -> int:
+    width = unet.time_embedding.linear_2.out_features
+    return 2 * width if unet.class_embedding is not None and unet.config.class_embeddings_concat else width
+
+
+def _text_width(unet: UNet2DConditionModel) -> int:
+    width = unet.config.cross_attention_dim
+    return width if isinstance(width, int) else width[0]
 
 
 def _chain(samplers: Any, hidden: Tensor, *size: Any) -> Tensor:

@@ -1,0 +1,80 @@
+"""Packs the zoo for shipping: the base whole in float16, each expert as a low-rank difference from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffusemble.zoo import experts, groups
+from recipes.zoo.pictures import read_rows
+from recipes.zoo.settings import WORK, settings
+from recipes.zoo.unet import Corpus, Parts, held_out_errors
+
+
+def shrink(base: dict[str, Tensor], expert: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The difference of two models in float16, each matrix by its `rank` largest singular values.
+
+    A matrix that two factors would not make smaller, and every vector, is shipped as it is (see `experts.restore`).
+    """
+    delta = {}
+    for key, weight in expert.items():
+        if torch.equal(weight.half(), base[key].half()):
+            continue
+        rows, columns = len(weight), weight[0].numel()
+        if weight.ndim < 2 or rank * (rows + columns) >= rows * columns:
+            delta[key] = weight.half()
+            continue
+        change = (weight.double() - base[key].half().double()).view(rows, columns)
+        left, values, right = torch.linalg.svd(change, full_matrices=False)
+        share = values[:rank].sqrt()
+        delta[f"{key}.up"] = (left[:, :rank] * share).half().contiguous()
+        delta[f"{key}.down"] = (share[:, None] * right[:rank]).half().contiguous()
+    return delta
+
+
+def pack_base(work: Path, target: Path) -> None:
+    """Write the base as a diffusers folder in float16."""
+    parts = Parts.load(work)
+    unet = UNet2DConditionModel.from_pretrained(work / "unet")
+    for model in (parts.vae, parts.encoder, unet):
+        model.half()
+    shutil.rmtree(target, ignore_errors=True)
+    parts.pipeline(unet).save_pretrained(target)
+    config = target / "text_encoder/config.json"  # transformers obeys the stored type, diffusers opens in float32
+    config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
+
+
+def topic_errors(unet: UNet2DConditionModel, held: dict[str, Corpus]) -> dict[str, float]:
+    """Mean held-out squared noise error by topic."""
+    return {topic: float(held_out_errors(unet.eval(), corpus).mean()) for topic, corpus in held.items()}
+
+
+def make(work: Path = WORK, weights: Path = experts.WEIGHTS) -> None:
+    """Write the shipped weights, and `work/pack.json` with the held-out loss before and after packing."""
+    rank = int(settings("pack")["rank"])
+    pack_base(work, weights / "base")
+    base = load_file(weights / "base" / experts.UNET)
+    parts, rows = Parts.load(work), [row for row in read_rows(work) if row["split"] == "pair"]
+    topics = groups()["topics"]
+    held = {topic: Corpus.load(parts, [row for row in rows if row["topic"] == topic], work) for topic in topics}
+    unet = UNet2DConditionModel.from_pretrained(work / "unet")
+    report = {"rank": rank, "base": {"before": topic_errors(unet, held)}}
+    unet.load_state_dict(base)
+    report["base"]["after"] = topic_errors(unet, held)
+    (weights / "experts").mkdir(exist_ok=True)
+    for topic in topics:
+        expert = UNet2DConditionModel.from_pretrained(work / "experts" / topic)
+        delta = shrink(base, expert.state_dict(), rank)
+        path = weights / f"experts/{topic}.safetensors"
+        save_file(delta, path, metadata={"format": "pt"})
+        before = topic_errors(expert, held)
+        expert.load_state_dict(experts.restore(base, load_file(path)))
+        report[topic] = {"before": before, "after": topic_errors(expert, held), "bytes": path.stat().st_size}
+    report["bytes"] = sum(p.stat().st_size for p in weights.rglob("*") if p.is_file())
+    (work / "pack.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Experts: loading, comparing, and encoding text for each of them."""

@@ -1,0 +1,132 @@
+"""Every expert reads the prompt with its own text encoder; a pipeline sees one tensor.
+
+The experts' embeddings are packed along the token axis, so that classifier-free guidance (a concatenation along the
+batch) and several images per prompt work in unmodified pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPTextModelOutput
+
+
+def pack_text(embeddings: Sequence[Tensor]) -> Tensor:
+    """Pack one embedding per expert into one tensor.
+
+    Args:
+        embeddings: n token embeddings ``[b s d]``, or n pooled embeddings ``[b d]``, all of one shape.
+
+    Returns:
+        ``[b n·s d]``, or ``[b n·d]`` for pooled embeddings.
+
+    Raises:
+        ValueError: no embeddings, or embeddings of different shapes.
+    """
+    shapes = [tuple(embedding.shape) for embedding in embeddings]
+    if not shapes or len(set(shapes)) > 1 or len(shapes[0]) not in (2, 3):
+        raise ValueError(
+            f"pack_text needs one embedding per expert, all of one shape [b s d] (or [b d] if pooled); got {shapes}. "
+            f"Pad every expert's prompt to the same number of tokens."
+        )
+    return torch.cat(list(embeddings), dim=1)
+
+
+def unpack_text(packed: Tensor, n: int) -> tuple[Tensor, ...]:
+    """Undo ``pack_text``: n tensors of equal shape.
+
+    Raises:
+        ValueError: the packed axis does not divide by n.
+    """
+    if packed.shape[1] % n:
+        raise ValueError(
+            f"The text embedding has shape {tuple(packed.shape)}; its axis 1 ({packed.shape[1]}) does not divide by "
+            f"the {n} experts. An ensemble takes one embedding per expert: pass pack_text([...])."
+        )
+    return packed.chunk(n, dim=1)
+
+
+class PackedTextEncoder(nn.Module):
+    """Stands where ``pipe.text_encoder`` stands and returns the packed embeddings of n CLIP text encoders.
+
+    The encoders must share their vocabulary, because the pipeline tokenizes once.
+
+    Args:
+        encoders: one ``CLIPTextModel`` or ``CLIPTextModelWithProjection`` per expert.
+        keep_tokens: the prompt's length in tokens (77 in Stable Diffusion).
+        end_token: the tokenizer's end-of-text token.
+    """
+
+    def __init__(self, encoders: Sequence[nn.Module], keep_tokens: int, end_token: int) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.keep_tokens = keep_tokens
+        self.end_token = end_token
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the first expert's encoder."""
+        return self.encoders[0].config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the first expert's encoder."""
+        return next(self.encoders[0].parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first expert's encoder."""
+        return next(self.encoders[0].parameters()).device
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> Any:
+        """Encode ``input_ids [b s]`` with every encoder; every output tensor is packed along its axis 1."""
+        ids = self._shorten(input_ids)
+        mask = None if attention_mask is None else attention_mask[:, : ids.shape[1]]
+        done: dict[int, Any] = {}  # an encoder shared by several experts runs once
+        for encoder in self.encoders:
+            if id(encoder) not in done:
+                done[id(encoder)] = encoder(ids, attention_mask=mask, output_hidden_states=output_hidden_states)
+        outputs = [done[id(encoder)] for encoder in self.encoders]
+        hidden = (
+            tuple(pack_text(layers) for layers in zip(*(out.hidden_states for out in outputs), strict=True))
+            if output_hidden_states
+            else None
+        )
+        last = pack_text([out.last_hidden_state for out in outputs])
+        if hasattr(outputs[0], "text_embeds"):
+            # SDXL's second encoder: its pooled embedding comes first, as in the transformers class.
+            pooled = pack_text([out.text_embeds for out in outputs])
+            return CLIPTextModelOutput(text_embeds=pooled, last_hidden_state=last, hidden_states=hidden)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last, pooler_output=pack_text([out.pooler_output for out in outputs]), hidden_states=hidden
+        )
+
+    @property
+    def text_model(self) -> PackedTextEncoder:
+        """Where pipelines look for ``final_layer_norm`` when they skip CLIP layers."""
+        return self
+
+    def final_layer_norm(self, packed: Tensor) -> Tensor:
+        """Every expert's own final norm on its part of ``packed [b n·s d]``."""
+        parts = unpack_text(packed, len(self.encoders))
+        inner = [getattr(encoder, "text_model", encoder) for encoder in self.encoders]
+        return pack_text([model.final_layer_norm(part) for model, part in zip(inner, parts, strict=True)])
+
+    def _shorten(self, ids: Tensor) -> Tensor:
+        # Pipelines tokenize the negative prompt to the length of the packed embedding. Cutting it back to one prompt's
+        # length, with the end token in the last place where the text was cut, is what tokenizing to that length gives.
+        if ids.shape[1] <= self.keep_tokens:
+            return ids
+        short = ids[:, : self.keep_tokens].clone()
+        complete = (short == self.end_token).any(dim=1)
+        short[:, -1] = short[:, -1].where(complete, torch.full_like(short[:, -1], self.end_token))
+        return short

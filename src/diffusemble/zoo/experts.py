@@ -1,0 +1,119 @@
+"""Unpacks the shipped experts into diffusers folders.
+
+The base is shipped whole. Of an expert only its difference from the base is shipped: a low-rank product for every large
+matrix, and the small tensors as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = Path(__file__).with_name("weights")
+UNET = Path("unet/diffusion_pytorch_model.safetensors")
+GROUPS = {"topics": ("people", "animals", "things")}
+
+
+def groups() -> dict[str, tuple[str, ...]]:
+    """The groups of experts that are made to draw together."""
+    return dict(GROUPS)
+
+
+def names() -> tuple[str, ...]:
+    """Every model of the zoo: the base and the experts."""
+    return ("base", *(name for group in GROUPS.values() for name in group))
+
+
+def cache_folder() -> Path:
+    """Where unpacked experts lie: `DIFFUSEMBLE_CACHE`, or the platform's folder for caches."""
+    chosen = os.environ.get("DIFFUSEMBLE_CACHE")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/diffusemble"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "diffusemble/cache"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffusemble"
+
+
+def folder(name: str, cache: Path | None = None) -> Path:
+    """A diffusers folder (float16) of one model of the zoo, unpacked on first use.
+
+    Args:
+        name: one of `names()`.
+        cache: where to unpack; `cache_folder()` by default.
+
+    Returns:
+        A folder that `StableDiffusionPipeline.from_pretrained` opens. Its name carries a hash of the shipped files, so
+        an upgrade of the package unpacks anew.
+
+    Raises:
+        ValueError: when the zoo has no model of that name.
+    """
+    if name not in names():
+        raise ValueError(f"the zoo has the models {', '.join(names())}; it has no {name!r}")
+    sources = sorted(path for path in (WEIGHTS / "base").rglob("*") if path.is_file())
+    if name != "base":
+        sources.append(WEIGHTS / f"experts/{name}.safetensors")
+    root = Path(cache) if cache is not None else cache_folder()
+    target = root / "zoo" / f"{name}-{digest(sources)}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            built = Path(temporary) / name
+            unpack(name, built)
+            move(built, target)
+    return target
+
+
+def digest(paths: list[Path]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 over the contents of files."""
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:16]
+
+
+def move(built: Path, target: Path) -> None:
+    """Rename a finished folder into place; whoever comes second keeps the first one's."""
+    try:
+        built.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+
+
+def unpack(name: str, target: Path) -> None:
+    """Write the folder of one model: the base's files, with the expert's own U-Net."""
+    shutil.copytree(WEIGHTS / "base", target)
+    if name == "base":
+        return
+    from safetensors.torch import load_file, save_file
+
+    delta = load_file(WEIGHTS / f"experts/{name}.safetensors")
+    save_file(restore(load_file(target / UNET), delta), target / UNET, metadata={"format": "pt"})
+
+
+def restore(base: dict[str, Tensor], delta: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An expert from the base and its packed difference.
+
+    A tensor `w` comes as itself, or as `w.up` `[o r]` and `w.down` `[r i]`: then it is base + up @ down, with the
+    kernels of a convolution `[o c kh kw]` seen as `[o c·kh·kw]`. Sums are in float64, where the products of float16
+    numbers are exact, so that every machine rounds to the same float16 weights.
+    """
+    expert = {}
+    for key, weight in base.items():
+        if f"{key}.up" in delta:
+            change = delta[f"{key}.up"].double() @ delta[f"{key}.down"].double()
+            expert[key] = (weight.double() + change.view(weight.shape)).to(weight.dtype)
+        else:
+            expert[key] = delta.get(key, weight)
+    return expert
