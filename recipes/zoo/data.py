@@ -27,6 +27,7 @@ STYLES = {  # style as captions say it -> npm package
     "3d": "@lobehub/fluent-emoji-3d@1.1.0",
 }
 NAMES, KEYWORDS = "unicode-emoji-json@0.9.0", "emojilib@4.0.3"
+CONCEPTS = Path(__file__).with_name("concepts.yaml")
 SIZE = 64
 HELD_OUT = 0.1  # of the concepts, and of the (concept, style) pairs of the others
 
@@ -80,7 +81,7 @@ def align(styles: dict[str, dict[str, str]], names: dict[str, str]) -> dict[str,
     return aligned
 
 
-def read_concepts(path: Path = Path(__file__).with_name("concepts.yaml")) -> list[Concept]:
+def read_concepts(path: Path = CONCEPTS) -> list[Concept]:
     """The chosen concepts; a name or an emoji that appears twice raises `ValueError`."""
     topics = yaml.safe_load(path.read_text(encoding="utf-8"))
     concepts = [Concept(code_point(e), name, topic) for topic, rows in topics.items() for e, name in rows.items()]
@@ -164,7 +165,7 @@ def rows(concepts: Iterable[Concept], known: set[str]) -> Iterator[dict[str, str
     """Lines of `metadata.jsonl`; a concept that some style cannot draw raises `ValueError`."""
     for concept in concepts:
         if concept.code not in known:
-            raise ValueError(f"a concept must exist in all {len(STYLES)} styles; {concept.name!r} ({concept.code}) does not")
+            raise ValueError(f"a concept must exist in all styles; {concept.name!r} ({concept.code}) does not")
         for style in STYLES:
             yield {
                 "file_name": f"{style.replace(' ', '-')}/{concept.code}.png",

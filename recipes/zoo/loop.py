@@ -41,7 +41,8 @@ class Plan:
         """Linear warm-up, then half a cosine down to nothing."""
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
-        return self.rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))))
+        done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -124,8 +125,10 @@ def train(
         if time.monotonic() - saved > plan.save_seconds or state.step == plan.steps:
             mean = torch.stack(losses).mean().item()
             if not math.isfinite(mean):
-                raise FloatingPointError(f"the loss must stay finite; steps {first} to {state.step} of {folder.name} gave {mean}")
-            row = {"step": state.step, "loss": round(mean, 6), "seconds_per_step": (time.monotonic() - saved) / len(losses)}
+                where = f"steps {first} to {state.step} of {folder.name}"
+                raise FloatingPointError(f"the loss must stay finite; {where} gave {mean}; the last checkpoint is kept")
+            seconds = (time.monotonic() - saved) / len(losses)
+            row = {"step": state.step, "loss": round(mean, 6), "seconds_per_step": round(seconds, 4)}
             state.save(folder / "checkpoint.pt")
             with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

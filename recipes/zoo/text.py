@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from recipes.zoo.data import STYLES
 from recipes.zoo.loop import epoch_indices, train
 from recipes.zoo.pictures import read_pictures, read_rows, to_signed
 from recipes.zoo.settings import WORK, plan_of, settings
@@ -23,7 +22,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build_tokenizer(lines: list[str], vocabulary: int, length: int) -> CLIPTokenizer:
-    """A byte-level BPE tokenizer in CLIP's layout: bytes, bytes that end a word, merges, start, end (also the padding)."""
+    """A byte-level BPE tokenizer in CLIP's layout: bytes, bytes that end a word, merges, start, end (the padding)."""
     plain = CLIPTokenizer()
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = plain.backend_tokenizer.normalizer
@@ -33,7 +32,8 @@ def build_tokenizer(lines: list[str], vocabulary: int, length: int) -> CLIPToken
         vocab_size=vocabulary, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
     )
     learner.train_from_iterator(lines, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]][: vocabulary - 2 * len(letters) - 2]
+    learned = json.loads(learner.to_str())["model"]["merges"]
+    merges = [tuple(pair) for pair in learned[: vocabulary - 2 * len(letters) - 2]]
     tokens = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in merges), START, END]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
@@ -110,7 +110,7 @@ def make(work: Path = WORK) -> None:
     options, plan = settings("text"), plan_of("text")
     rows = read_rows(work)
     keywords: dict[str, list[str]] = json.loads((work / "keywords.json").read_text(encoding="utf-8"))
-    lines = [row["text"] for row in rows] + [w for words in keywords.values() for w in words] + [f"{s} style" for s in STYLES]
+    lines = [row["text"] for row in rows] + [word for words in keywords.values() for word in words]
     tokenizer = build_tokenizer(lines, options["vocabulary"], options["length"])
     torch.manual_seed(plan.seed)
     towers = TwoTowers(build_encoder(tokenizer, options["model"]))

@@ -106,7 +106,8 @@ def make(work: Path = WORK) -> None:
 
     def on_save(state: State[AutoencoderKL]) -> None:
         drawn = reconstruct(state.average, sheet)
-        write_sheet([r for k in range(0, 24, 12) for r in (sheet[k : k + 12], drawn[k : k + 12])], work / "sheets/vae.png", 2)
+        rows = [row for both in zip(sheet.split(12), drawn.split(12), strict=True) for row in both]
+        write_sheet(rows, work / "sheets/vae.png", 2)
 
     average = train(vae, loss_at, plan, work / "training/vae", on_save)
     mean, std = encode(average, chosen)
