@@ -1,0 +1,1 @@
+"""Measuring: feature nets, statistics, held-out loss, and the benchmark that writes docs/results.md."""

@@ -1,0 +1,190 @@
+"""Distances between sets of features, and intervals of paired differences: pure functions in float64.
+
+Frechet distance: Heusel et al. 2017 (arXiv 1706.08500). Kernel distance: Binkowski et al. 2018 (arXiv 1801.01401).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, sum ``[d]`` and sum of outer products ``[d d]`` of features; sets merge by adding their moments."""
+
+    count: int
+    total: Array
+    outer: Array
+
+    @classmethod
+    def of(cls, features: ArrayLike) -> Moments:
+        """Moments of features ``[n d]``."""
+        x = _matrix(features, "features")
+        return cls(len(x), x.sum(axis=0), x.T @ x)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of both sets together."""
+        return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
+
+    @property
+    def mean(self) -> Array:
+        """Mean ``[d]``."""
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> Array:
+        """Unbiased covariance ``[d d]``.
+
+        Raises:
+            ValueError: fewer than two features.
+        """
+        if self.count < 2:
+            raise ValueError(f"A covariance needs at least two features; got {self.count}. Give more images.")
+        centered = self.outer - np.outer(self.total, self.mean)
+        return centered / (self.count - 1)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½), the squared 2-Wasserstein distance of two Gaussians.
+
+    The trace of the root is taken from the eigenvalues of Σ_a^½ Σ_b Σ_a^½, which is symmetric.
+    With n features of width d and n < d the covariances are singular and the value is biased upwards: compare
+    systems only at equal n.
+    """
+    root = _root(a.covariance)
+    inner = root @ b.covariance @ root
+    cross = np.sqrt(np.clip(np.linalg.eigvalsh((inner + inner.T) / 2), 0, None)).sum()
+    gap = a.mean - b.mean
+    return float(max(gap @ gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross, 0.0))
+
+
+def polynomial_kernel(x: Array, y: Array) -> Array:
+    """k(x, y) = (x·y / d + 1)³ for ``[n d]`` and ``[m d]``: ``[n m]``."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def kernel_distance(x: ArrayLike, y: ArrayLike, subsets: int = 100, size: int = 100, seed: int = 0) -> float:
+    """KID: unbiased squared MMD of the polynomial kernel, the mean over random subsets drawn without replacement.
+
+    Args:
+        x, y: features ``[n d]`` and ``[m d]``.
+        subsets: number of pairs of subsets.
+        size: features in each subset, at most n and m.
+        seed: of the subsets.
+
+    Returns:
+        The distance; it can be a little below zero for equal distributions.
+    """
+    a, b = _matrix(x, "x"), _matrix(y, "y")
+    size = min(size, len(a), len(b))
+    rng = np.random.default_rng(seed)
+    draws = [
+        mmd(a[rng.choice(len(a), size, replace=False)], b[rng.choice(len(b), size, replace=False)])
+        for _ in range(subsets)
+    ]
+    return float(np.mean(draws))
+
+
+def mmd(x: Array, y: Array) -> float:
+    """Unbiased squared maximum mean discrepancy of ``[n d]`` and ``[m d]`` under the polynomial kernel."""
+    within = sum(_off_diagonal_mean(polynomial_kernel(z, z)) for z in (x, y))
+    return float(within - 2 * polynomial_kernel(x, y).mean())
+
+
+def kernel_gap(x: ArrayLike, y: ArrayLike, reference: ArrayLike) -> Interval:
+    """mmd(x, r) - mmd(y, r) for paired ``x, y [n d]`` (same prompts and seeds), with its delete-one jackknife interval.
+
+    The reference r is taken as given, so its own term cancels and only the sampling of the pairs counts.
+    """
+    a, b, r = _matrix(x, "x"), _matrix(y, "y"), _matrix(reference, "reference")
+    if len(a) != len(b):
+        raise ValueError(f"Paired sets have equal sizes; got {len(a)} and {len(b)}. Give the same prompts and seeds.")
+    parts = _left_out(a, r) - _left_out(b, r)
+    n = len(parts) - 1
+    spread = np.sqrt((n - 1) / n * np.square(parts[1:] - parts[1:].mean()).sum())
+    return Interval(float(parts[0]), float(parts[0] - 1.96 * spread), float(parts[0] + 1.96 * spread))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether zero lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_bootstrap(
+    differences: ArrayLike, groups: Sequence[str] | None = None, samples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Mean of paired differences ``[n]`` with its percentile bootstrap interval.
+
+    Args:
+        differences: one number per image, system minus reference.
+        groups: what each image belongs to (its concept); images of one group are drawn together, because they are not
+            independent. Each image is its own group by default.
+        samples: bootstrap samples.
+        seed: of the samples.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(
+            f"A paired interval needs one difference per image, shape [n] with n > 0; got {values.shape}. "
+            f"Check that the set of images is not empty."
+        )
+    _, index = np.unique(np.arange(len(values)) if groups is None else np.asarray(groups), return_inverse=True)
+    sums, counts = np.bincount(index, values), np.bincount(index)
+    rng = np.random.default_rng(seed)
+    means = np.empty(samples)
+    for start in range(0, samples, 500):  # in pieces, so that memory does not grow with the samples
+        drawn = rng.integers(len(sums), size=(min(500, samples - start), len(sums)))
+        means[start : start + 500] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def win_rate(scores: ArrayLike, reference: ArrayLike, better: Callable[[Array, Array], Array] = np.less) -> float:
+    """Share of images on which ``scores [n]`` beat ``reference [n]``; a tie counts one half."""
+    a, b = np.asarray(scores, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    return float(np.mean(better(a, b) + 0.5 * (a == b)))
+
+
+def _left_out(x: Array, reference: Array) -> Array:
+    """U-statistic mean k(x, x') - 2 mean k(x, r): of all of x, then with each row left out, ``[1 + n]``."""
+    own = polynomial_kernel(x, x)
+    np.fill_diagonal(own, 0)
+    rows, cross = own.sum(axis=1), polynomial_kernel(x, reference).mean(axis=1)
+    n = len(x)
+    whole = rows.sum() / (n * (n - 1)) - 2 * cross.mean()
+    without = (rows.sum() - 2 * rows) / ((n - 1) * (n - 2)) - 2 * (cross.sum() - cross) / (n - 1)
+    return np.concatenate([[whole], without])
+
+
+def _off_diagonal_mean(kernel: Array) -> float:
+    n = len(kernel)
+    return float((kernel.sum() - np.trace(kernel)) / (n * (n - 1)))
+
+
+def _root(covariance: Array) -> Array:
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+
+
+def _matrix(features: ArrayLike, name: str) -> Array:
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(
+            f"{name} must be at least two features, shape [n d] with n >= 2; got {x.shape}. Give more images."
+        )
+    return x
