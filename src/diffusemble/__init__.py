@@ -8,14 +8,16 @@ from typing import Any
 _PUBLIC = {
     "EnsembleDenoiser": "diffusemble.ensemble",
     "build_aggregator": "diffusemble.ensemble",
-    "record_attention": "diffusemble.ensemble",
+    "record_attention": "diffusemble.aggregators.recording",
     "Expert": "diffusemble.experts.expert",
     "load_experts": "diffusemble.experts.load",
     "pack_text": "diffusemble.experts.text",
     "unpack_text": "diffusemble.experts.text",
     "load_aggregator": "diffusemble.aggregators",
     "load_published": "diffusemble.aggregators",
-    "generate": "diffusemble.generate",
+    "GenerateConfig": "diffusemble.config",
+    "describe": "diffusemble.description",
+    "generate": "diffusemble.generation",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from diffusemble.aggregators.base import Aggregator, Context
 from diffusemble.aggregators.storage import create
 from diffusemble.blocks.base import Blocks
 from diffusemble.experts.expert import Expert, as_experts, check_block_level
-from diffusemble.experts.text import PackedTextEncoder, unpack_text
+from diffusemble.experts.pipeline import build_pipeline
+from diffusemble.experts.reference import load_ensemble, save_ensemble
+from diffusemble.experts.text import unpack_text
 from diffusemble.registry import BLOCKS, lookup
 
 
@@ -37,6 +39,7 @@ class EnsembleDenoiser(nn.Module):
     """
 
     aggregator: Aggregator
+    denoisers: Any  # a ModuleList; its entries have more attributes than Module declares
 
     def __init__(self, experts: Sequence[Expert | nn.Module], aggregator: Aggregator | str = "mean") -> None:
         super().__init__()
@@ -53,17 +56,19 @@ class EnsembleDenoiser(nn.Module):
 
     # -- the story -------------------------------------------------------------------------------------------------
 
-    def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> UNet2DConditionOutput | tuple[Tensor]:
+    def forward(self, *args: Any, **kwargs: Any) -> UNet2DConditionOutput | tuple[Tensor]:
         """Predict what the experts predict together.
 
         Takes the arguments of the experts' own ``forward``; ``encoder_hidden_states [b n·s d]``, its mask and SDXL's
         pooled ``text_embeds [b n·d]`` are packed. An argument that the block schedule does not know raises.
         """
         sample, timestep, inputs = self._bind(args, kwargs)
+        return_dict = inputs.pop("return_dict", True)
         own = split_inputs(inputs, len(self.blocks))
         with ExitStack() as stack:
-            for blocks, mine in zip(self.blocks, own, strict=True):
-                stack.enter_context(blocks.active(mine))
+            # One denoiser may stand for several experts; its LoRA must not be scaled several times.
+            for blocks in {id(blocks.denoiser): blocks for blocks in self.blocks}.values():
+                stack.enter_context(blocks.active(inputs))
             prediction = self._lockstep(sample, timestep, own)
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
@@ -149,46 +154,12 @@ class EnsembleDenoiser(nn.Module):
             text encoders.
 
         Raises:
-            ValueError: the experts are bare denoisers, so that there is nothing to build a pipeline from.
+            ValueError: a part is missing or unknown; bare denoisers bring none.
         """
-        first = self.experts[0]
-        cls = cls or first.pipeline_class
-        if cls is None or not all(expert.components for expert in self.experts):
-            raise ValueError(
-                "A pipeline needs text encoders and a VAE, but these experts are bare denoisers. Load them with "
-                "load_experts([...])."
-            )
-        accepted = inspect.signature(cls.__init__).parameters
-        parts = {**first.components, **self._text_encoders(), **components}
-        parts["unet"] = self
-        if "requires_safety_checker" in accepted:
-            parts.setdefault("safety_checker", None)
-            parts["requires_safety_checker"] = parts["safety_checker"] is not None
-        missing = [
-            name
-            for name, parameter in accepted.items()
-            if name not in ("self", "safety_checker") and name not in parts and parameter.default is parameter.empty
-        ]
-        if "feature_extractor" in missing:
-            parts["feature_extractor"] = None
-            missing.remove("feature_extractor")
-        if missing:
-            raise ValueError(f"{cls.__name__} also needs {missing[0]!r}: pass it as pipeline(cls, {missing[0]}=...).")
-        return cls(**{name: part for name, part in parts.items() if name in accepted})
-
-    def _text_encoders(self) -> dict[str, nn.Module]:
-        packed = {}
-        for part, tokens in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
-            encoders = [expert.components.get(part) for expert in self.experts]
-            if all(encoder is not None for encoder in encoders):
-                tokenizer = self.experts[0].components[tokens]
-                packed[part] = PackedTextEncoder(encoders, tokenizer.model_max_length, tokenizer.eos_token_id)
-        return packed
+        return build_pipeline(self, self.experts, cls, components)
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Write the aggregator's weights, and references with SHA-256 to the experts; the experts stay where they are."""
-        from diffusemble.experts.reference import save_ensemble
-
+        """Write the aggregator's weights, and references with SHA-256 to the experts, which stay where they are."""
         save_ensemble(folder, self.experts, self.aggregator)
 
     @classmethod
@@ -199,8 +170,6 @@ class EnsembleDenoiser(nn.Module):
         Raises:
             ValueError: an expert's file is missing or has changed; the message names it.
         """
-        from diffusemble.experts.reference import load_ensemble
-
         return cls(*load_ensemble(folder, **load_options))
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, dict[str, Any]]:
@@ -252,37 +221,6 @@ def split_inputs(inputs: Mapping[str, Any], n: int) -> tuple[dict[str, Any], ...
         for mine, part in zip(own, unpack_text(added["text_embeds"], n), strict=True):
             mine["added_cond_kwargs"] = {**added, "text_embeds": part}
     return own
-
-
-@dataclass(frozen=True)
-class AttentionMaps:
-    """Recorded weights: ``maps[j]`` lists one ``[b n h w]`` float32 tensor per call at point j; ``points`` names them."""
-
-    points: tuple[str, ...]
-    calls: tuple[list[Tensor], ...] = field(repr=False)
-
-    def __getitem__(self, point: int) -> list[Tensor]:
-        """Maps of one point, a tensor per call."""
-        return self.calls[point]
-
-    def __len__(self) -> int:
-        """Number of points."""
-        return len(self.calls)
-
-
-@contextmanager
-def record_attention(ensemble: EnsembleDenoiser) -> Iterator[AttentionMaps]:
-    """Keep the maps of every aggregated point while the block runs; points that are not aggregated stay empty."""
-    maps = AttentionMaps(ensemble.points, tuple([] for _ in ensemble.points))
-
-    def keep(_: nn.Module, args: tuple[Any, ...], mixed: Any) -> None:
-        maps.calls[args[0]].append(mixed.maps.detach().float().cpu().clone())
-
-    handle = ensemble.aggregator.register_forward_hook(keep)
-    try:
-        yield maps
-    finally:
-        handle.remove()
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

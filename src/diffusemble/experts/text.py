@@ -107,7 +107,9 @@ class PackedTextEncoder(nn.Module):
             pooled = pack_text([out.text_embeds for out in outputs])
             return CLIPTextModelOutput(text_embeds=pooled, last_hidden_state=last, hidden_states=hidden)
         return BaseModelOutputWithPooling(
-            last_hidden_state=last, pooler_output=pack_text([out.pooler_output for out in outputs]), hidden_states=hidden
+            last_hidden_state=last,
+            pooler_output=pack_text([out.pooler_output for out in outputs]),
+            hidden_states=hidden,
         )
 
     @property

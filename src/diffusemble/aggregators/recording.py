@@ -1,0 +1,54 @@
+"""Recording what an aggregator decided while a picture was drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from diffusemble.aggregators.base import Aggregator
+
+
+class Recorded(Protocol):
+    """What is recorded: anything with an aggregator and named points, such as ``EnsembleDenoiser``."""
+
+    aggregator: Aggregator
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Names of the aggregation points in running order."""
+        ...
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Recorded weights: ``maps[j]`` lists a float32 ``[b n h w]`` for every call at point j, named ``points[j]``."""
+
+    points: tuple[str, ...]
+    calls: tuple[list[Tensor], ...] = field(repr=False)
+
+    def __getitem__(self, point: int) -> list[Tensor]:
+        """Maps of one point, a tensor per call."""
+        return self.calls[point]
+
+    def __len__(self) -> int:
+        """Number of points."""
+        return len(self.calls)
+
+
+@contextmanager
+def record_attention(ensemble: Recorded) -> Iterator[AttentionMaps]:
+    """Keep the maps of every aggregated point while the block runs; points that are not aggregated stay empty."""
+    maps = AttentionMaps(ensemble.points, tuple([] for _ in ensemble.points))
+
+    def keep(_: nn.Module, args: tuple[Any, ...], mixed: Any) -> None:
+        maps.calls[args[0]].append(mixed.maps.detach().float().cpu().clone())
+
+    handle = ensemble.aggregator.register_forward_hook(keep)
+    try:
+        yield maps
+    finally:
+        handle.remove()
