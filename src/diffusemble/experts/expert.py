@@ -23,10 +23,11 @@ class Expert:
         name: short name, unique within an ensemble.
         denoiser: its U-Net or transformer.
         components: the other parts of its pipeline by diffusers' names (``vae``, ``text_encoder``, ``tokenizer``,
-            ``scheduler``, ...); empty for a bare denoiser.
+            ``scheduler``, ...), and its settings (``requires_aesthetics_score``, ...); empty for a bare denoiser.
         pipeline_class: the diffusers pipeline it belongs to.
-        source: what it was loaded from: a folder, a hub id, a file, ``"zoo:name"``.
+        source: what it was loaded from: a folder, a hub id (``"org/name@commit"``), a file, ``"zoo:name"``.
         files: SHA-256 of the weight files of the denoiser and text encoders, by path relative to the source.
+        base: for a single file, the folder or hub id that gave its configuration and missing parts.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Expert:
     pipeline_class: type | None = None
     source: str | None = None
     files: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    base: str | None = None
 
 
 def as_experts(experts: Sequence[Expert | nn.Module]) -> tuple[Expert, ...]:

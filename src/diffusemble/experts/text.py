@@ -120,7 +120,7 @@ class PackedTextEncoder(nn.Module):
     def final_layer_norm(self, packed: Tensor) -> Tensor:
         """Every expert's own final norm on its part of ``packed [b n·s d]``."""
         parts = unpack_text(packed, len(self.encoders))
-        inner = [getattr(encoder, "text_model", encoder) for encoder in self.encoders]
+        inner: list[Any] = [getattr(encoder, "text_model", encoder) for encoder in self.encoders]
         return pack_text([model.final_layer_norm(part) for model, part in zip(inner, parts, strict=True)])
 
     def _shorten(self, ids: Tensor) -> Tensor:

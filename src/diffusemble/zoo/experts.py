@@ -58,13 +58,8 @@ def folder(name: str, cache: Path | None = None) -> Path:
     Raises:
         ValueError: when the zoo has no model of that name.
     """
-    if name not in names():
-        raise ValueError(f"the zoo has the models {', '.join(names())}; it has no {name!r}")
-    sources = sorted(path for path in (WEIGHTS / "base").rglob("*") if path.is_file())
-    if name != "base":
-        sources.append(WEIGHTS / f"experts/{name}.safetensors")
     root = Path(cache) if cache is not None else cache_folder()
-    target = root / "zoo" / f"{name}-{digest(sources)}"
+    target = root / "zoo" / f"{name}-{fingerprint(name)[:16]}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
@@ -74,12 +69,26 @@ def folder(name: str, cache: Path | None = None) -> Path:
     return target
 
 
+def fingerprint(name: str) -> str:
+    """SHA-256 over the shipped files of one model, hexadecimal: the same on every machine.
+
+    Raises:
+        ValueError: when the zoo has no model of that name.
+    """
+    if name not in names():
+        raise ValueError(f"the zoo has the models {', '.join(names())}; it has no {name!r}")
+    shipped = sorted(path for path in (WEIGHTS / "base").rglob("*") if path.is_file())
+    if name != "base":
+        shipped.append(WEIGHTS / f"experts/{name}.safetensors")
+    return digest(shipped)
+
+
 def digest(paths: list[Path]) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 over the contents of files."""
+    """SHA-256 over the contents of files, hexadecimal."""
     total = hashlib.sha256()
     for path in paths:
         total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()[:16]
+    return total.hexdigest()
 
 
 def move(built: Path, target: Path) -> None:

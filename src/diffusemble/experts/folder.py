@@ -1,0 +1,107 @@
+"""Opening diffusers folders: local ones, those of the zoo, and hub repositories."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+
+from diffusemble.experts.checksums import variant_of
+from diffusemble.experts.sources import INDEX, Source
+
+
+def locate(source: Source) -> tuple[Path, Source]:
+    """Local folder of a source (not of a file), downloaded if need be; a hub source comes back with its commit.
+
+    Raises:
+        ValueError: the hub has no such repository or revision, or cannot be reached.
+    """
+    if source.kind == "zoo":
+        from diffusemble import zoo
+
+        return zoo.folder(source.where), source
+    if source.kind == "folder":
+        return Path(source.where).expanduser(), source
+    try:
+        folder = Path(DiffusionPipeline.download(source.where, revision=source.revision, use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_on_hub(source, error)) from error
+    return folder, replace(source, revision=folder.name)
+
+
+def pin(source: Source) -> Source:
+    """A hub source with the commit that its revision means now, without downloading weights; others as they are.
+
+    Raises:
+        ValueError: the hub has no such repository or revision, or cannot be reached.
+    """
+    if source.kind != "hub":
+        return source
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return replace(
+            source, revision=Path(hf_hub_download(source.where, INDEX, revision=source.revision)).parent.name
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_on_hub(source, error)) from error
+
+
+def open_folder(
+    where: str, dtype: torch.dtype, *, revision: str | None = None, without: tuple[str, ...] = ()
+) -> DiffusionPipeline:
+    """The pipeline of a folder or hub id, from safetensors files only, without a safety checker and ``without`` parts.
+
+    Raises:
+        ValueError: its pipeline class is not one of diffusers', or a part cannot be opened.
+    """
+    name = DiffusionPipeline.load_config(where, **({} if revision is None else {"revision": revision}))["_class_name"]
+    cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if cls is None:
+        raise ValueError(f"{where} needs the pipeline class {name!r}, which this version of diffusers does not have.")
+    left_out: dict[str, Any] = dict.fromkeys(without)
+    parameters = inspect.signature(cls).parameters
+    if "safety_checker" in parameters:
+        left_out |= {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        with quiet():
+            return cls.from_pretrained(
+                where,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                variant=variant_of(Path(where)),
+                revision=revision,
+                **{part: value for part, value in left_out.items() if part in parameters},
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{where} cannot be opened: {error} Copy or download the folder again.") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of diffusers and transformers: a library prints nothing."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    switches = [each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()]
+    for each in switches:
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each in switches:
+            each.enable_progress_bar()
+
+
+def _not_on_hub(source: Source, error: Exception) -> str:
+    return (
+        f"{source} is not a local path, and it could not be fetched from the hub as a repository with safetensors "
+        f"weights: {error} Check the spelling, the connection, and `huggingface-cli login` for gated models."
+    )

@@ -1,0 +1,148 @@
+"""Loading experts from wherever they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from diffusemble.experts.checksums import DENOISERS, folder_checksums, read_index
+from diffusemble.experts.expert import Expert, as_experts
+from diffusemble.experts.folder import locate, open_folder, pin
+from diffusemble.experts.single_file import open_file
+from diffusemble.experts.sources import Source, parse_source, parse_sources
+
+
+@dataclass(frozen=True)
+class Request:
+    """One expert to load: where from, under which name, and for a single file with which base."""
+
+    source: Source
+    name: str
+    base: Source | None = None
+
+
+def load_experts(
+    sources: str | Path | Sequence[str | Path],
+    *,
+    names: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    base: str | Path | None = None,
+) -> tuple[Expert, ...]:
+    """Load experts; only safetensors files are read.
+
+    Args:
+        sources: one or more of: a diffusers folder; a hub id ``"org/name"`` or ``"org/name@revision"``; a
+            ``.safetensors`` file in LDM layout; ``"zoo:people"`` or a group ``"zoo:topics"`` of the shipped zoo.
+        names: a name for every expert; by default those of the folders, repositories and files.
+        dtype: number type of the weights; float32 by default, whatever the files hold.
+        device: where the weights go; the CPU by default.
+        base: folder, hub id or ``"zoo:..."`` that gives single files their configuration and missing parts; by default
+            the first of ``sources`` that is no file, else diffusers' own choice of a hub repository.
+
+    Returns:
+        The experts in the order of ``sources``. Equal text encoders and VAEs are one object, kept in memory once.
+
+    Raises:
+        ValueError: a source is missing, damaged, unknown, a pickle, or does not fit its base; the message names it.
+    """
+    found = parse_sources(sources)
+    given = parse_source(base) if base is not None else tuple(one for one in found if one.kind != "file")[:1]
+    if len(given) > 1 or any(one.kind == "file" for one in given):
+        raise ValueError(f"base must be one diffusers folder, hub id or zoo model; got {base!r}.")
+    behind = pin(given[0]) if given and any(one.kind == "file" for one in found) else None
+    requests = [
+        Request(source, name, behind if source.kind == "file" else None)
+        for source, name in zip(found, _names(found, names), strict=True)
+    ]
+    return open_experts(requests, dtype or torch.float32, device)
+
+
+def open_experts(
+    requests: Sequence[Request], dtype: torch.dtype, device: str | torch.device | None
+) -> tuple[Expert, ...]:
+    """Open every request, keep equal parts once, and put everything on ``device``."""
+    shared: dict[str, nn.Module] = {}
+    experts = []
+    for request in requests:
+        expert = _open(request, dtype, shared)
+        for part in (expert.denoiser, *expert.components.values()):
+            if isinstance(part, nn.Module):
+                part.to(device)
+        experts.append(expert)
+    return as_experts(experts)
+
+
+def _open(request: Request, dtype: torch.dtype, shared: dict[str, nn.Module]) -> Expert:
+    source = request.source
+    if source.kind == "file":
+        pipeline, files = open_file(Path(source.where).expanduser(), request.base, dtype)
+    else:
+        folder, source = locate(source)
+        files = _zoo_checksum(source) if source.kind == "zoo" else folder_checksums(folder, read_index(folder))
+        pipeline = open_folder(str(folder), dtype)
+    parts = {name: part for name, part in pipeline.components.items() if part is not None}
+    denoiser = next(parts.pop(part) for part in DENOISERS if part in parts)
+    return Expert(
+        name=request.name,
+        denoiser=denoiser,
+        components=MappingProxyType({**_settings(pipeline), **_share(parts, shared)}),
+        pipeline_class=type(pipeline),
+        source=str(source),
+        files=MappingProxyType(files),
+        base=None if request.base is None else str(request.base),
+    )
+
+
+def _zoo_checksum(source: Source) -> dict[str, str]:
+    """The shipped files' checksum: what a machine unpacks from them is its own affair."""
+    from diffusemble import zoo
+
+    return {"weights": zoo.fingerprint(source.where)}
+
+
+def _settings(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    parts, settings = pipeline._get_signature_keys(type(pipeline))
+    return {name: pipeline.config[name] for name in settings - set(parts) if name in pipeline.config}
+
+
+def _share(parts: Mapping[str, Any], shared: dict[str, nn.Module]) -> dict[str, Any]:
+    return {
+        name: shared.setdefault(_fingerprint(part), part) if isinstance(part, nn.Module) else part
+        for name, part in parts.items()
+    }
+
+
+def _fingerprint(part: nn.Module) -> str:
+    """Equal for parts of one class that compute the same."""
+    config: Any = getattr(part, "config", {})
+    entries = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    named = {key: value for key, value in entries.items() if not key.startswith("_") and "version" not in key}
+    digest = hashlib.sha256(f"{type(part).__name__}{json.dumps(named, sort_keys=True, default=str)}".encode())
+    for key, tensor in part.state_dict().items():
+        digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _names(sources: Sequence[Source], names: Sequence[str] | None) -> list[str]:
+    if names is None:
+        own = [source.name for source in sources]
+        seen = [own[: place + 1].count(name) for place, name in enumerate(own)]
+        return [name if count == 1 else f"{name} {count}" for name, count in zip(own, seen, strict=True)]
+    given = [names] if isinstance(names, str) else list(names)
+    if len(given) != len(sources):
+        raise ValueError(
+            f"names must have one entry per expert: got {len(given)} names ({', '.join(given)}) for {len(sources)} "
+            f"experts ({', '.join(map(str, sources))}). Give {len(sources)} names, or none."
+        )
+    return given
