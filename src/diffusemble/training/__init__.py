@@ -1,0 +1,1 @@
+"""Training the aggregator of an ensemble while its experts stay frozen."""

@@ -1,0 +1,80 @@
+"""What a run needs to go on exactly where it was, and the result it leaves."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.training.files import StorageError, replace_file, sync
+
+FILE = "checkpoint.pt"
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Replace ``folder/checkpoint.pt``; a kill, or a full disk, leaves the one before.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    replace_file(folder / FILE, buffer.getvalue())
+
+
+def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """State of the run in ``folder``; ``None`` when there is none.
+
+    Raises:
+        ValueError: the file is damaged, or belongs to a run with other settings than ``identity``.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{file} is damaged ({error}). Remove it to start this run again.") from error
+    for key in sorted(identity.keys() | state["identity"].keys()):
+        now, then = identity.get(key), state["identity"].get(key)
+        if now != then:
+            raise ValueError(
+                f"{folder} holds a run that was started with another {key}: {_short(then)}, now {_short(now)}. Give "
+                f"the old value to go on with it, or another output folder to start a new run."
+            )
+    return state
+
+
+def export(ensemble: EnsembleDenoiser, folder: Path) -> None:
+    """Write what ``save_pretrained`` writes, every file whole or not at all.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    scratch = folder / ".export"
+    try:
+        ensemble.save_pretrained(scratch)
+        for file in sorted(scratch.iterdir()):
+            sync(file)
+            os.replace(file, folder / file.name)
+        sync(folder)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"Could not write the ensemble to {folder}: {error}. What was there before is untouched. Free some space "
+            f"and run the same command again: it goes on from the last checkpoint."
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

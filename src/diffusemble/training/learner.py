@@ -1,0 +1,130 @@
+"""One optimiser step on the aggregator of an ensemble, on any number of processes."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.training.chance import Chance, Draw, seed_of
+from diffusemble.training.config import TrainConfig
+from diffusemble.training.corpus import Corpus
+from diffusemble.training.objective import Batch, Diffusion, Objective
+from diffusemble.training.rate import rate_at
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one optimiser step gave: mean loss of the batch, norm of the gradient before clipping, learning rate."""
+
+    loss: float
+    norm: float
+    rate: float
+
+
+class Learner:
+    """The aggregator, its optimiser, and what they learn from.
+
+    Args:
+        config: the run.
+        ensemble: the frozen experts with the aggregator to train.
+        accelerator: where and in which precision to run.
+        corpus: encoded training data.
+        diffusion: the experts' forward process.
+        objective: what to minimise.
+
+    Raises:
+        ValueError: the aggregator has nothing to learn, or the batch does not divide by the processes.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        ensemble: EnsembleDenoiser,
+        accelerator: Accelerator,
+        corpus: Corpus,
+        diffusion: Diffusion,
+        objective: Objective,
+    ) -> None:
+        self.config, self.ensemble, self.accelerator = config, ensemble, accelerator
+        self.corpus, self.diffusion, self.objective = corpus, diffusion, objective
+        self.parts = accelerator.num_processes * config.accumulate
+        if config.batch % self.parts:
+            raise ValueError(
+                f"batch counts all pictures of a step and must divide into {accelerator.num_processes} processes x "
+                f"{config.accumulate} accumulated parts; got {config.batch}. Use a multiple of {self.parts}."
+            )
+        self.weights = list(ensemble.aggregator.parameters())
+        if not self.weights:
+            raise ValueError(
+                f"The aggregator {config.aggregator.name!r} has no weights, so there is nothing to train. Choose "
+                f"another, such as 'sabw'."
+            )
+        self.optimizer = torch.optim.AdamW(self.weights, lr=config.rate, weight_decay=config.weight_decay)
+        self.chance = Chance(config.seed, config.batch, len(corpus), len(diffusion.alphas), config.drop_prompt)
+        self.model: nn.Module = accelerator.prepare_model(ensemble.train())
+        self.prepared: Any = accelerator.prepare_optimizer(self.optimizer)
+
+    def advance(self, step: int) -> Taken:
+        """Optimiser step number ``step``, counted from 0.
+
+        Raises:
+            FloatingPointError: loss or gradient are not finite; the weights are as they were before the step.
+        """
+        process = self.accelerator.process_index
+        torch.manual_seed(seed_of(self.config.seed, "layers", step, process))  # for aggregators that draw themselves
+        draw = self.chance.draw(step, tuple(self.corpus.latents[[0]].shape[1:]))
+        loss = torch.zeros((), device=self.accelerator.device)
+        for number in range(self.config.accumulate):
+            part = draw.part(process * self.config.accumulate + number, self.parts)
+            loss += self._backward(self._batch(part), last=number == self.config.accumulate - 1)
+        mean = self.accelerator.reduce(loss, "mean").item()
+        norm = float(self.accelerator.clip_grad_norm_(self.weights, self.config.clip))
+        self._refuse_broken(step, mean, norm)
+        rate = rate_at(step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.prepared.step()
+        self.prepared.zero_grad()
+        return Taken(mean, norm, rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimiser and loss scale."""
+        state = {"aggregator": self.ensemble.aggregator.state_dict(), "optimizer": self.optimizer.state_dict()}
+        scaler = self.accelerator.scaler
+        return state if scaler is None else {**state, "scaler": scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo ``state_dict``."""
+        self.ensemble.aggregator.load_state_dict(state["aggregator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _batch(self, draw: Draw) -> Batch:
+        latents = self.corpus.latents[draw.indices.tolist()]
+        inputs = self.corpus.inputs(draw.indices, draw.dropped)
+        return Batch(latents, draw.noise, draw.timesteps, inputs).to(self.accelerator.device)
+
+    def _backward(self, batch: Batch, last: bool) -> Tensor:
+        # Processes exchange gradients only with the last part of a step.
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            loss = self.objective(self.model, batch, self.diffusion).mean() / self.config.accumulate
+            self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _refuse_broken(self, step: int, loss: float, norm: float) -> None:
+        # With a loss scale, a gradient that overflows only makes the scaler skip the step and lower the scale.
+        if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None):
+            return
+        raise FloatingPointError(
+            f"Step {step} gave a loss of {loss} with a gradient of norm {norm}; both must stay finite. Nothing of this "
+            f"step was kept, and the last checkpoint is whole. Lower rate (now {self.config.rate:g}), lengthen warmup "
+            f"(now {self.config.warmup}) or use a wider precision (now {self.config.precision}), in another output folder."
+        )

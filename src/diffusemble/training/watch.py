@@ -1,0 +1,130 @@
+"""What happens between the steps of a run: log, held-out loss, sheets, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from diffusemble.experts.expert import Expert
+from diffusemble.training.checkpoint import export, load_checkpoint, save_checkpoint
+from diffusemble.training.config import TrainConfig
+from diffusemble.training.corpus import Corpus
+from diffusemble.training.files import replace_file
+from diffusemble.training.held_out import HeldOut, held_out_errors
+from diffusemble.training.learner import Learner, Taken
+from diffusemble.training.log import RunLog
+from diffusemble.training.sheets import draw_sheet
+
+log = logging.getLogger(__name__)
+
+# What may change between two parts of one run, because it does not change what is learned.
+_FREE = {"experts", "output", "cache", "samples", "log_every", "save_every", "tensorboard", "accumulate"}
+
+
+def identity_of(config: TrainConfig, experts: Sequence[Expert], corpus: Corpus) -> dict[str, Any]:
+    """What makes this run this run: going on with anything else would silently train something else."""
+    settings = config.model_dump(mode="json", exclude=_FREE | {"gradient_checkpointing"})
+    return {
+        **settings,
+        "set of experts": [{"name": expert.name, "files": dict(expert.files)} for expert in experts],
+        "number of pictures": len(corpus),
+    }
+
+
+class Watch:
+    """Goes on from the checkpoint in ``config.output`` if there is one, and writes everything a run leaves behind.
+
+    Args:
+        learner: what is trained; its state is replaced by the checkpoint's.
+        corpus: held-out data.
+        identity: see ``identity_of``.
+
+    Raises:
+        ValueError: the folder holds another run, or a damaged checkpoint.
+    """
+
+    def __init__(self, learner: Learner, corpus: Corpus | None, identity: dict[str, Any]) -> None:
+        self.learner, self.config, self.identity = learner, learner.config, identity
+        self.folder, self.main = self.config.output, learner.accelerator.is_main_process
+        self.step, self.best, self.losses = 0, float("inf"), list[float]()
+        held = self.config.held_out
+        self.held_out = (
+            HeldOut.choose(corpus, held.count, held.buckets, learner.diffusion) if corpus is not None and held else None
+        )
+        state = load_checkpoint(self.folder, identity)
+        if state is not None:
+            learner.load_state_dict(state["learner"])
+            self.step, self.best, self.losses = state["step"], state["best"], state["losses"]
+            log.info("Going on from step %d of %s", self.step, self.folder)
+        if self.main:
+            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+            replace_file(self.folder / "config.yaml", text.encode())
+            self.log = RunLog(self.folder, self.step, self.config.tensorboard)
+        self._since = time.monotonic()
+
+    def before(self) -> None:
+        """Before the first step: where the run starts from."""
+        self._measure(0)
+        self._draw(0)
+
+    def after(self, step: int, taken: Taken) -> None:
+        """After ``step`` steps."""
+        self.losses.append(taken.loss)
+        if self._due(step, self.config.log_every):
+            self._write(step, taken)
+        if self.config.held_out and self._due(step, self.config.held_out.every):
+            self._measure(step)
+        if self.config.samples and self._due(step, self.config.samples.every):
+            self._draw(step)
+        if self._due(step, self.config.save_every):
+            self._save(step)
+
+    def close(self) -> None:
+        """Finish the log."""
+        if self.main:
+            self.log.close()
+
+    def _due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.config.steps
+
+    def _write(self, step: int, taken: Taken) -> None:
+        seconds = (time.monotonic() - self._since) / len(self.losses)
+        row = {"loss": sum(self.losses) / len(self.losses), "rate": taken.rate, "norm": taken.norm, "seconds": seconds}
+        if self.main:
+            self.log.write(step, **row)
+        log.info("step %d of %d: loss %.5f, %.3f s a step", step, self.config.steps, row["loss"], seconds)
+        self.losses, self._since = [], time.monotonic()
+
+    def _measure(self, step: int) -> None:
+        if self.held_out is None:
+            return
+        learner = self.learner
+        learner.ensemble.eval()
+        errors = held_out_errors(self.held_out, learner.ensemble, learner.objective, learner.diffusion)
+        learner.ensemble.train()
+        loss = errors.mean().item()
+        if self.main:
+            self.log.write(step, held_out=loss, buckets=errors.mean(dim=0).tolist())
+            if loss < self.best:
+                export(learner.ensemble, self.folder / "best")
+        self.best = min(self.best, loss)
+        log.info("step %d: held-out loss %.5f, best %.5f", step, loss, self.best)
+
+    def _draw(self, step: int) -> None:
+        if self.config.samples is None or not self.main:
+            return
+        ensemble = self.learner.ensemble.eval()
+        pipeline = ensemble.pipeline().to(ensemble.device)
+        draw_sheet(pipeline, self.config.samples, self.config.size, self.folder / "sheets" / f"step-{step:06d}.png")
+        ensemble.train()
+
+    def _save(self, step: int) -> None:
+        if not self.main:
+            return
+        export(self.learner.ensemble, self.folder)
+        state = {"step": step, "best": self.best, "losses": self.losses, "learner": self.learner.state_dict()}
+        save_checkpoint(self.folder, {**state, "identity": self.identity})
