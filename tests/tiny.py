@@ -49,7 +49,7 @@ def randomised(model: nn.Module, seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(1000 + seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.numel() > 1 and parameter.std() == 0:
+            if parameter.numel() == 1 or parameter.std() == 0:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 

@@ -49,6 +49,20 @@ def take_residuals(unet: UNet2DConditionModel, given: dict[str, Any]) -> Residua
     return Residuals(_place_adapter(unet, adapter or ()), skips, mid)
 
 
+def fitting(adapter: Tensor, hidden: Tensor, point: str) -> Tensor:
+    """``adapter``, if it can be added to the feature ``hidden [b c h w]`` of ``point``.
+
+    Raises:
+        ValueError: channels or sides differ. Torch would stretch a side of 1 over the whole feature.
+    """
+    if adapter.shape[1:] != hidden.shape[1:]:
+        raise ValueError(
+            f"down_intrablock_additional_residuals: the map for {point} has the shape {tuple(adapter.shape)}, but the "
+            f"feature there is {tuple(hidden.shape)}. Use a T2I-adapter made for this architecture and image size."
+        )
+    return adapter
+
+
 def _place_adapter(unet: UNet2DConditionModel, maps: Sequence[Tensor]) -> dict[str, Tensor]:
     points = []
     for level, block in enumerate(unet.down_blocks):

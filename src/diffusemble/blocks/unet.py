@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,15 +19,8 @@ from torch import Tensor
 
 from diffusemble.aggregators.base import Sizes
 from diffusemble.blocks.base import Flow, Inputs
-from diffusemble.blocks.residuals import Residuals, take_residuals
-
-_SUPPORTED_BLOCKS = {
-    "CrossAttnDownBlock2D",
-    "DownBlock2D",
-    "UNetMidBlock2DCrossAttn",
-    "CrossAttnUpBlock2D",
-    "UpBlock2D",
-}
+from diffusemble.blocks.refusals import refuse_unknown_blocks, refuse_unused
+from diffusemble.blocks.residuals import Residuals, fitting, take_residuals
 
 
 @dataclass(frozen=True)
@@ -60,8 +54,9 @@ class UNetBlocks:
 
     def __init__(self, denoiser: UNet2DConditionModel) -> None:
         self.denoiser = denoiser
-        _refuse_unknown_blocks(denoiser)
-        self._table = {"conv_in": Block(lambda flow: denoiser.conv_in(flow.hidden), denoiser.conv_in.out_channels, keeps=True)}
+        refuse_unknown_blocks(denoiser)
+        # Partial functions and methods, not closures: a copied or pickled schedule must run the copied U-Net.
+        self._table = {"conv_in": Block(self._run_first, denoiser.conv_in.out_channels, keeps=True)}
         for level in range(len(denoiser.down_blocks)):
             self._add_down(level)
         self._table["mid"] = Block(self._run_mid, denoiser.mid_block.resnets[-1].out_channels)
@@ -82,18 +77,18 @@ class UNetBlocks:
         block = self.denoiser.down_blocks[level]
         for layer in range(len(block.resnets)):
             self._table[f"down.{level}.layer{layer}"] = Block(
-                lambda flow, b=block, n=layer: _layer(b, n, flow), block.resnets[layer].out_channels, keeps=True
+                partial(_layer, block, layer), block.resnets[layer].out_channels, keeps=True
             )
         if block.downsamplers is not None:
             self._table[f"down.{level}.downsample"] = Block(
-                lambda flow, b=block: _chain(b.downsamplers, flow.hidden), block.downsamplers[-1].out_channels, keeps=True
+                partial(_downsample, block), block.downsamplers[-1].out_channels, keeps=True
             )
 
     def _add_up(self, level: int) -> None:
         block = self.denoiser.up_blocks[level]
         for layer in range(len(block.resnets)):
             self._table[f"up.{level}.layer{layer}"] = Block(
-                lambda flow, b=block, n=layer: self._run_up(b, n, flow), block.resnets[layer].out_channels, drops=True
+                partial(self._run_up, block, layer), block.resnets[layer].out_channels, drops=True
             )
 
     # -- the contract ----------------------------------------------------------------------------------------------
@@ -109,8 +104,13 @@ class UNetBlocks:
             unscale_lora_layers(self.denoiser, scale)
 
     def open(self, sample: Tensor, timestep: Any, inputs: Inputs) -> Flow:
-        """Embed time and text, and turn masks and side inputs into what the blocks take."""
+        """Embed time and text, and turn masks and side inputs into what the blocks take.
+
+        Raises:
+            ValueError: an argument that the U-Net does not know, has no weights for, or cannot do without.
+        """
         unet, given = self.denoiser, {k: v for k, v in inputs.items() if v is not None}
+        refuse_unused(unet, given)
         text = given.pop("encoder_hidden_states")
         time = self._embed_time(sample, timestep, text, given)
         tokens = unet.process_encoder_hidden_states(text, given.pop("added_cond_kwargs", None))
@@ -122,11 +122,6 @@ class UNetBlocks:
             "attention_mask": _bias(given.pop("attention_mask", None), sample.dtype),
             "encoder_attention_mask": _bias(given.pop("encoder_attention_mask", None), sample.dtype),
         }
-        if given:
-            raise ValueError(
-                f"A U-Net block schedule does not support the argument {next(iter(given))!r}. Leave it out, or run the "
-                f"experts one by one and fuse their predictions."
-            )
         hidden = 2 * sample - 1.0 if unet.config.center_input_sample else sample
         extra = Conditions(attention, residuals, match_size)
         return Flow(hidden, (), time, tokens[0] if isinstance(tokens, tuple) else tokens, extra)
@@ -141,7 +136,7 @@ class UNetBlocks:
         adapter = residuals.adapter.get(name)
         # The middle takes an adapter's map only where it fits (the XL adapters have one more level than the others).
         if adapter is not None and (name != "mid" or adapter.shape == hidden.shape):
-            hidden = hidden + adapter
+            hidden = hidden + fitting(adapter, hidden, name)
         if name == "mid" and residuals.mid is not None:
             hidden = hidden + residuals.mid
         skips = flow.skips[:-1] if block.drops else flow.skips
@@ -160,14 +155,18 @@ class UNetBlocks:
 
     # -- parts of the above ----------------------------------------------------------------------------------------
 
+    def _run_first(self, flow: Flow) -> Tensor:
+        return self.denoiser.conv_in(flow.hidden)
+
     def _run_mid(self, flow: Flow) -> Tensor:
         return self.denoiser.mid_block(flow.hidden, flow.time, **flow.extra.attention)
 
     def _run_up(self, block: Any, layer: int, flow: Flow) -> Tensor:
         hidden, skip = flow.hidden, flow.skips[-1]
         if all(getattr(block, factor, None) for factor in ("s1", "s2", "b1", "b2")):
+            # FreeU writes into the features it is given, and these belong to every expert.
             hidden, skip = apply_freeu(
-                block.resolution_idx, hidden, skip, s1=block.s1, s2=block.s2, b1=block.b1, b2=block.b2
+                block.resolution_idx, hidden.clone(), skip, s1=block.s1, s2=block.s2, b1=block.b1, b2=block.b2
             )
         hidden = _layer(block, layer, flow, torch.cat([hidden, skip], dim=1))
         if layer < len(block.resnets) - 1 or block.upsamplers is None:
@@ -207,6 +206,10 @@ def _layer(block: Any, index: int, flow: Flow, hidden: Tensor | None = None) -> 
     return block.attentions[index](hidden, **flow.extra.attention, return_dict=False)[0]
 
 
+def _downsample(block: Any, flow: Flow) -> Tensor:
+    return _chain(block.downsamplers, flow.hidden)
+
+
 def _time_width(unet: UNet2DConditionModel) -> int:
     width = unet.time_embedding.linear_2.out_features
     return 2 * width if unet.class_embedding is not None and unet.config.class_embeddings_concat else width
@@ -226,17 +229,3 @@ def _chain(samplers: Any, hidden: Tensor, *size: Any) -> Tensor:
 def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Attention bias ``[b 1 k]`` of a mask ``[b k]`` (1 = keep, 0 = discard)."""
     return None if mask is None else ((1 - mask.to(dtype)) * -10000.0).unsqueeze(1)
-
-
-def _refuse_unknown_blocks(unet: UNet2DConditionModel) -> None:
-    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        if type(block).__name__ not in _SUPPORTED_BLOCKS:
-            raise ValueError(
-                f"Block-wise ensembles know the U-Net blocks {sorted(_SUPPORTED_BLOCKS)}; this U-Net has a "
-                f"{type(block).__name__}. Fuse its predictions with the others' at the output instead."
-            )
-    if unet.config.addition_embed_type == "image_hint":
-        raise ValueError(
-            "Block-wise ensembles do not support addition_embed_type='image_hint' (Kandinsky 2.2 ControlNet). Fuse the "
-            "experts' predictions at the output instead."
-        )
