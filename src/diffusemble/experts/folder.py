@@ -74,7 +74,7 @@ def open_folder(
         with quiet():
             return cls.from_pretrained(
                 where,
-                torch_dtype=dtype,
+                dtype=dtype,
                 use_safetensors=True,
                 variant=variant_of(Path(where)),
                 revision=revision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,8 +112,9 @@ def _zoo_checksum(source: Source) -> dict[str, str]:
 
 
 def _settings(pipeline: DiffusionPipeline) -> dict[str, Any]:
-    parts, settings = pipeline._get_signature_keys(type(pipeline))
-    return {name: pipeline.config[name] for name in settings - set(parts) if name in pipeline.config}
+    """What the pipeline's constructor takes beside its parts, such as ``requires_aesthetics_score``."""
+    names = inspect.signature(type(pipeline)).parameters.keys() & pipeline.config.keys()
+    return {name: pipeline.config[name] for name in names - pipeline.components.keys()}
 
 
 def _share(parts: Mapping[str, Any], shared: dict[str, nn.Module]) -> dict[str, Any]:

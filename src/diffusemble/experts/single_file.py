@@ -59,7 +59,7 @@ def open_file(file: Path, base: Source | None, dtype: torch.dtype) -> tuple[Diff
     settings: dict[str, Any] = {} if base is None else {"config": _where(base), "revision": base.revision}
     try:
         with quiet():
-            pipeline = cls.from_single_file(str(file), torch_dtype=dtype, **settings, **parts)
+            pipeline = cls.from_single_file(str(file), dtype=dtype, **settings, **parts)
     except (ValueError, RuntimeError, KeyError, TypeError, OSError, SingleFileComponentError) as error:
         raise ValueError(_does_not_fit(file, base, cls, error)) from error
     _check_complete(pipeline, file, base)
