@@ -14,19 +14,18 @@ from torch import Tensor, nn
 
 from diffusemble.aggregators.base import Aggregator, AggregatorOptions, Context, Sizes
 
-NORM_GROUPS = 32
-
 PRESETS: Mapping[str, Mapping[str, int]] = {
     "paper": {"width": 128, "heads": 8, "layers": 2},
     "lite": {"width": 128, "heads": 8, "layers": 1},
     "small": {"width": 64, "heads": 8, "layers": 1},
-    "tiny": {"width": 32, "heads": 4, "layers": 1},
+    # At points of one position, groups of one channel would normalise everything to zero.
+    "tiny": {"width": 32, "heads": 4, "layers": 1, "groups": 8},
 }
 """``paper``, ``lite`` and ``small`` are for SD-sized denoisers, ``tiny`` for the small experts of the zoo."""
 
 
 class SABWOptions(AggregatorOptions):
-    """Size of the aggregator: hidden width d, attention heads, transformer layers L; or ``preset`` by name.
+    """Size of the aggregator: width d, attention heads, transformer layers L, norm groups; or ``preset`` by name.
 
     Raises:
         ValueError: unknown preset, or a width that the norm groups or the heads do not divide.
@@ -35,6 +34,7 @@ class SABWOptions(AggregatorOptions):
     width: int = Field(default=128, gt=0)
     heads: int = Field(default=8, gt=0)
     layers: int = Field(default=2, gt=0)
+    groups: int = Field(default=32, gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -49,7 +49,7 @@ class SABWOptions(AggregatorOptions):
 
     @model_validator(mode="after")
     def _divides(self) -> SABWOptions:
-        for divisor, what in ((NORM_GROUPS, "norm groups"), (self.heads, "heads")):
+        for divisor, what in ((self.groups, "norm groups"), (self.heads, "heads")):
             if self.width % divisor:
                 raise ValueError(f"SABW width {self.width} must be a multiple of its {divisor} {what}.")
         return self
@@ -66,14 +66,14 @@ class SABWPoint(nn.Module):
         super().__init__()
         width = options.width
         self.conv_in = nn.Conv2d(sizes.experts * channels, width, kernel_size=1)
-        self.res_block = ResnetBlock2D(in_channels=width, temb_channels=sizes.time, groups=NORM_GROUPS, eps=1e-6)
+        self.res_block = ResnetBlock2D(in_channels=width, temb_channels=sizes.time, groups=options.groups, eps=1e-6)
         self.transformer = Transformer2DModel(
             num_attention_heads=options.heads,
             attention_head_dim=width // options.heads,
             in_channels=width,
             num_layers=options.layers,
             cross_attention_dim=sizes.text,
-            norm_num_groups=NORM_GROUPS,
+            norm_num_groups=options.groups,
         )
         self.conv_out = nn.Conv2d(width, sizes.experts, kernel_size=1, bias=False)
         nn.init.zeros_(self.conv_out.weight)

@@ -3,6 +3,7 @@
 `folder("animals")` is a standard diffusers folder; docs/zoo.md is the model card.
 """
 
-from diffusemble.zoo.experts import folder, groups, names
+from diffusemble.zoo.ensembles import trained_ensemble
+from diffusemble.zoo.experts import fingerprint, folder, groups, names
 
-__all__ = ["folder", "groups", "names"]
+__all__ = ["fingerprint", "folder", "groups", "names", "trained_ensemble"]

@@ -1,0 +1,158 @@
+"""An ensemble inside diffusers' own pipeline and sampler: prompts and seeds in, pictures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from diffusemble.aggregators.recording import AttentionMaps, record_attention
+from diffusemble.config import GenerateConfig, nearest
+from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.pictures.attention import PointMaps
+from diffusemble.registry import SCHEDULERS, lookup
+
+SCHEDULER_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "ddim": {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False},
+    "pndm": {"steps_offset": 1, "set_alpha_to_one": False, "skip_prk_steps": True},
+}
+"""What AFA and Stable Diffusion set; everything else is the experts' own schedule."""
+
+DEFAULT_POINTS = DEFAULT_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawing, with the aggregator's maps if they were asked for: a row per point, one map per chosen step."""
+
+    image: Image.Image
+    prompt: str
+    seed: int
+    maps: tuple[PointMaps, ...] = ()
+
+
+@dataclass(frozen=True)
+class MapChoice:
+    """Which maps to keep: points by index in running order, with their names; steps from 1."""
+
+    points: Mapping[int, str]
+    steps: tuple[int, ...]
+
+
+def draw(
+    ensemble: EnsembleDenoiser,
+    config: GenerateConfig,
+    choice: MapChoice | None = None,
+    tell: Callable[[float], None] = lambda share: None,
+) -> tuple[Picture, ...]:
+    """Draw every prompt with every seed.
+
+    Each picture starts from a CPU generator of its own, so that it does not depend on its batch or on the device's
+    random numbers.
+
+    Args:
+        ensemble: what draws.
+        config: what to draw.
+        choice: maps to keep with the pictures.
+        tell: called after every step with the share that is done.
+
+    Returns:
+        Pictures prompt by prompt, and seed by seed within a prompt.
+    """
+    pipeline = install(ensemble, config.scheduler)
+    jobs = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
+    pictures: list[Picture] = []
+    for start in range(0, len(jobs), config.batch):
+        part = jobs[start : start + config.batch]
+
+        def report(share: float, done: int = start, size: int = len(part)) -> None:
+            tell((done + share * size) / len(jobs))
+
+        with record_attention(ensemble) if choice else nullcontext() as maps:
+            images = _run(pipeline, part, config, report)
+        kept = _keep(maps, choice, len(part), config) if maps and choice else [()] * len(part)
+        pictures += [Picture(image, *job, maps=own) for image, job, own in zip(images, part, kept, strict=True)]
+    return tuple(pictures)
+
+
+def install(ensemble: EnsembleDenoiser, scheduler: str) -> Any:
+    """A diffusers pipeline around the ensemble, with the sampler ``scheduler``."""
+    pipeline = ensemble.pipeline()
+    pipeline.scheduler = build_scheduler(scheduler, pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def build_scheduler(name: str, trained_with: Mapping[str, Any]) -> Any:
+    """Sampler ``name`` of ``registry.SCHEDULERS`` for the noise schedule that the experts were trained with.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    cls = lookup(SCHEDULERS, name, "scheduler")
+    return cls.from_config(trained_with, **SCHEDULER_SETTINGS.get(name, {}))
+
+
+def choose_maps(ensemble: EnsembleDenoiser, config: GenerateConfig) -> MapChoice | None:
+    """What ``config.attention`` asks for, or a spread over all points and steps.
+
+    Raises:
+        ValueError: a point that this ensemble does not have or does not aggregate, or a step beyond the last.
+    """
+    if config.attention is None:
+        return None
+    there = {ensemble.points[index]: index for index in sorted(ensemble.aggregator.points)}
+    for name in config.attention.points:
+        if name not in there:
+            raise ValueError(
+                f"attention.points: this ensemble aggregates at no point {name!r}{nearest(name, there)}. Its points: "
+                f"{', '.join(there)}."
+            )
+    for step in config.attention.steps:
+        if step > config.steps:
+            raise ValueError(f"attention.steps: there is no step {step}; the picture is drawn in {config.steps} steps.")
+    names = config.attention.points or _spread(list(there), DEFAULT_POINTS)
+    steps = config.attention.steps or _spread(range(1, config.steps + 1), DEFAULT_STEPS)
+    return MapChoice({there[name]: name for name in names}, tuple(steps))
+
+
+# -- parts of the above ------------------------------------------------------------------------------------------------
+
+
+def _run(
+    pipeline: Any, jobs: Sequence[tuple[str, int]], config: GenerateConfig, report: Callable[[float], None]
+) -> Any:
+    def step_done(pipe: Any, index: int, time: Any, state: dict[str, Any]) -> dict[str, Any]:
+        report(min(1.0, (index + 1) / config.steps))  # PNDM evaluates once more than it steps
+        return state
+
+    return pipeline(
+        prompt=[prompt for prompt, _ in jobs],
+        negative_prompt=[config.negative] * len(jobs) if config.negative else None,
+        generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in jobs],
+        num_inference_steps=config.steps,
+        guidance_scale=config.guidance,
+        height=config.height,
+        width=config.width,
+        callback_on_step_end=step_done,
+    ).images
+
+
+def _keep(maps: AttentionMaps, choice: MapChoice, batch: int, config: GenerateConfig) -> list[tuple[PointMaps, ...]]:
+    def of(image: int) -> Iterator[PointMaps]:
+        for point, name in choice.points.items():
+            calls = maps[point]
+            extra = len(calls) - config.steps  # PNDM calls the denoiser twice in its first step
+            # The last `batch` maps are those of the prompts; guidance puts the negative ones before them.
+            yield PointMaps(name, choice.steps, tuple(calls[step - 1 + extra][-batch:][image] for step in choice.steps))
+
+    return [tuple(of(image)) for image in range(batch)]
+
+
+def _spread(values: Sequence[Any], count: int) -> list[Any]:
+    count = min(count, len(values))
+    return [values[round(index * (len(values) - 1) / max(1, count - 1))] for index in range(count)]

@@ -1,0 +1,192 @@
+"""From a configuration to pictures: load the experts, build their ensemble, draw, save with the configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from diffusemble.aggregators.mean import Mean
+from diffusemble.config import AggregatorConfig, GenerateConfig, MadeWith, dump_config
+from diffusemble.drawing import Picture, choose_maps, draw
+from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.experts.load import load_experts
+from diffusemble.pictures.attention import attention_picture
+from diffusemble.pictures.files import free_stem
+from diffusemble.pictures.metadata import save_png
+from diffusemble.pictures.sheet import Column, contact_sheet
+from diffusemble.pictures.text import COLOURS, FAINT, INK
+from diffusemble.provenance import differences, made_with
+from diffusemble.registry import SCHEDULERS
+from diffusemble.zoo import trained_ensemble
+
+log = logging.getLogger(__name__)
+
+TOGETHER, MEAN = "ensemble", "block-wise mean"
+
+Progress = Callable[[float, str], None]
+"""Called with the share that is done, 0 to 1, and what is being done."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Everything a run drew.
+
+    Attributes:
+        pictures: the ensemble's, prompt by prompt, and seed by seed within a prompt.
+        config: the full configuration and what it was drawn with; draws the same pictures again.
+        experts: names of the experts, in the order of the maps.
+        sheet: the comparison, if it was asked for.
+    """
+
+    pictures: tuple[Picture, ...]
+    config: GenerateConfig
+    experts: tuple[str, ...]
+    sheet: Image.Image | None = None
+
+    def attention(self, number: int = 0) -> Image.Image:
+        """The aggregator's maps over picture ``number`` (from 0).
+
+        Raises:
+            ValueError: the configuration did not ask for maps.
+        """
+        picture = self.pictures[number]
+        if not picture.maps:
+            raise ValueError("These pictures were drawn without maps. Set attention: true in their configuration.")
+        return attention_picture(picture.image, self.experts, picture.maps, picture.prompt)
+
+    def save(self, out: str | Path | None = None) -> tuple[Path, ...]:
+        """Write pictures and configuration under a new name; nothing is overwritten.
+
+        Args:
+            out: a folder, or a file name that ends with ``.png``; that of the configuration by default.
+
+        Returns:
+            The files: pictures and maps, the sheet, and the configuration (``.yaml``) last.
+        """
+        images = _files(self)
+        stem = free_stem(Path(out or self.config.out), self.pictures[0].prompt, [*images, ".yaml"])
+        document = dump_config(self.config)
+        for suffix, (image, notes) in images.items():
+            save_png(image, f"{stem}{suffix}", document, notes)
+        Path(f"{stem}.yaml").write_text(document, encoding="utf-8")
+        return tuple(Path(f"{stem}{suffix}") for suffix in (*images, ".yaml"))
+
+
+def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictures:
+    """Draw what the configuration says.
+
+    Args:
+        config: see ``GenerateConfig``.
+        progress: told how far the drawing is.
+
+    Returns:
+        The pictures in memory; ``.save()`` writes them with their configuration.
+
+    Raises:
+        ValueError: the experts cannot be loaded or combined, or the configuration asks for maps that this ensemble
+            does not have.
+    """
+    tell = progress or (lambda share, what: None)
+    tell(0.0, "loading experts")
+    ensemble = build_ensemble(config)
+    choice = choose_maps(ensemble, config)
+    now = made_with(ensemble)
+    _warn(config, ensemble, now)
+
+    ways = _ways(ensemble) if config.compare else {TOGETHER: ensemble}
+    drawn = {}
+    for number, (title, way) in enumerate(ways.items()):
+        kept = choice if title == TOGETHER else None
+        drawn[title] = draw(way, config, kept, lambda share, n=number, t=title: tell((n + share) / len(ways), t))
+
+    names = tuple(expert.name for expert in ensemble.experts)
+    sheet = _sheet(drawn, config) if config.compare else None
+    return Pictures(drawn[TOGETHER], config.model_copy(update={"made_with": now}), names, sheet)
+
+
+def build_ensemble(config: GenerateConfig) -> EnsembleDenoiser:
+    """Experts and aggregator of a configuration, on their device."""
+    device = torch.device(best_device() if config.device == "auto" else config.device)
+    automatic = "float32" if device.type == "cpu" else "float16"
+    dtype: torch.dtype = getattr(torch, automatic if config.dtype == "auto" else config.dtype)
+    folder = config.ensemble or _trained(config)
+    if folder is not None:
+        ensemble = EnsembleDenoiser.from_pretrained(folder, dtype=dtype, device=device)
+    else:
+        experts = load_experts(config.experts, dtype=dtype, device=device, base=config.base)
+        choice = config.aggregator or AggregatorConfig(name="mean")
+        denoisers = [expert.denoiser for expert in experts]
+        ensemble = EnsembleDenoiser(experts, build_aggregator(choice.name, denoisers, **choice.options))
+    ensemble.aggregator.to(device=device, dtype=dtype)
+    return ensemble.eval()
+
+
+def best_device() -> str:
+    """The fastest device there is."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+# -- parts of the above ------------------------------------------------------------------------------------------------
+
+
+def _trained(config: GenerateConfig) -> Path | None:
+    """Folder of the ensemble that the zoo has for a whole group, if nothing else is asked for."""
+    if config.aggregator is not None or len(config.experts) != 1:
+        return None
+    kind, _, group = config.experts[0].partition(":")
+    return trained_ensemble(group) if kind == "zoo" else None
+
+
+def _warn(config: GenerateConfig, ensemble: EnsembleDenoiser, now: MadeWith) -> None:
+    for difference in differences(config.made_with, now) if config.made_with else ():
+        log.warning("The picture may differ from the saved one: %s.", difference)
+    tokenizer = ensemble.experts[0].components["tokenizer"]
+    for prompt in (*config.prompts, config.negative):
+        ids = tokenizer(prompt).input_ids
+        if len(ids) > tokenizer.model_max_length:
+            rest = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+            log.warning("The prompt %r is too long; the experts do not see its end: %r.", prompt, rest)
+
+
+def _ways(ensemble: EnsembleDenoiser) -> dict[str, EnsembleDenoiser]:
+    """What a comparison shows: every expert alone, their block-wise mean, the ensemble."""
+    if len(ensemble.experts) == 1:
+        return {TOGETHER: ensemble}
+    ways = {expert.name: EnsembleDenoiser([expert]) for expert in ensemble.experts}
+    if not (isinstance(ensemble.aggregator, Mean) and ensemble.aggregator.options.points == "all"):
+        ways[MEAN] = EnsembleDenoiser(ensemble.experts, "mean")
+    return {**ways, TOGETHER: ensemble}
+
+
+def _sheet(drawn: Mapping[str, Sequence[Picture]], config: GenerateConfig) -> Image.Image:
+    colours = dict(zip(drawn, COLOURS, strict=False)) | {MEAN: FAINT, TOGETHER: INK}
+    columns = [
+        Column(title, colours[title], [picture.image for picture in pictures], framed=title == TOGETHER)
+        for title, pictures in drawn.items()
+    ]
+    several = len(config.seeds) > 1
+    labels = [f"{picture.prompt} (seed {picture.seed})" if several else picture.prompt for picture in drawn[TOGETHER]]
+    footer = [f"{config.steps} steps of {SCHEDULERS[config.scheduler].title}", f"guidance {config.guidance:g}"]
+    footer += [] if several else [f"seed {config.seeds[0]}"]
+    return contact_sheet(labels, columns, ", ".join(footer))
+
+
+def _files(run: Pictures) -> dict[str, tuple[Image.Image, dict[str, str]]]:
+    """Every picture of a run with its notes, by the end of its file name."""
+    found: dict[str, tuple[Image.Image, dict[str, str]]] = {}
+    for number, picture in enumerate(run.pictures):
+        counter = f"-{number + 1:02d}" if len(run.pictures) > 1 else ""
+        notes = {"prompt": picture.prompt, "seed": str(picture.seed)}
+        found[f"{counter}.png"] = (picture.image, notes)
+        if picture.maps:
+            found[f"{counter}-attention.png"] = (run.attention(number), notes)
+    if run.sheet is not None:
+        found["-compare.png"] = (run.sheet, {})
+    return found
