@@ -33,7 +33,7 @@ log = logging.getLogger("recipes.zoo")
 
 @dataclass(frozen=True)
 class Names:
-    """What a concept is called: `texts[i]` starts with the name by itself, then one text for each style, then others."""
+    """What concepts are called: `texts[i]` is the name by itself, then one text for each style, then others."""
 
     codes: list[str]
     texts: list[list[str]]
@@ -136,7 +136,7 @@ def fit(material: Material) -> PromptMatch:
         picked = concepts[torch.randperm(len(concepts), generator=generator)[:BATCH]]
         styles = torch.multinomial(material.trained[picked].float(), 1, generator=generator).flatten()
         variants = torch.randint(VARIANTS, (len(picked),), generator=generator)
-        images = F.dropout(material.pictures[picked, styles, variants], 0.0)
+        images = material.pictures[picked, styles, variants]
         texts = torch.stack([_text(material.texts[c], int(s), generator) for c, s in zip(picked, styles, strict=True)])
         centered = F.dropout((images - model.center) / model.spread, DROPOUT)
         left = F.normalize(model.image(centered), dim=1)

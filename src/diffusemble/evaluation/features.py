@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from diffusemble.evaluation.convnets import EFFICIENTNET_LITE0, MOBILENET_V2, Architecture, ConvNet
 
-RESOLUTION = 128  # both nets are fully convolutional; above 128, 64-pixel pictures only cost more
+RESOLUTION = 96  # both nets are fully convolutional; 64-pixel pictures are recognised no better at 128 or 224
 
 
 @dataclass(frozen=True)

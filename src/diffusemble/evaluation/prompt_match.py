@@ -54,7 +54,13 @@ class SentenceEncoder:
 
 
 class PromptMatch(nn.Module):
-    """Both heads. Picture features are those of all ``NETS`` in order, side by side: ``[b 2560]``."""
+    """Both heads.
+
+    Picture features are those of all ``NETS`` in order, side by side: ``[b 2560]``.
+    """
+
+    center: Tensor
+    spread: Tensor
 
     def __init__(self) -> None:
         super().__init__()

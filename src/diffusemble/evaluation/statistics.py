@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,6 +50,13 @@ class Moments:
         centered = self.outer - np.outer(self.total, self.mean)
         return centered / (self.count - 1)
 
+    @cached_property
+    def root(self) -> Array:
+        """Symmetric root ``[d d]`` of the covariance, kept because one reference serves many comparisons."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        root: Array = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+        return root
+
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½), the squared 2-Wasserstein distance of two Gaussians.
@@ -57,8 +65,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     With n features of width d and n < d the covariances are singular and the value is biased upwards: compare
     systems only at equal n.
     """
-    root = _root(a.covariance)
-    inner = root @ b.covariance @ root
+    inner = a.root @ b.covariance @ a.root
     cross = np.sqrt(np.clip(np.linalg.eigvalsh((inner + inner.T) / 2), 0, None)).sum()
     gap = a.mean - b.mean
     return float(max(gap @ gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross, 0.0))
@@ -174,11 +181,6 @@ def _left_out(x: Array, reference: Array) -> Array:
 def _off_diagonal_mean(kernel: Array) -> float:
     n = len(kernel)
     return float((kernel.sum() - np.trace(kernel)) / (n * (n - 1)))
-
-
-def _root(covariance: Array) -> Array:
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
 
 def _matrix(features: ArrayLike, name: str) -> Array:

@@ -1,0 +1,144 @@
+"""What is compared: the experts, the controls that combine them without learning, and the ensemble."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusemble.aggregators.base import Aggregator, AggregatorOptions, Context, Sizes
+from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.evaluation.heldout import as_noise
+from diffusemble.evaluation.pictures import generator_of
+from diffusemble.experts.expert import Expert
+from diffusemble.merging.methods import weighted_average
+
+LEARNED = "ensemble"
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to draw.
+
+    Attributes:
+        name: short and fit for a file name.
+        title: for tables.
+        kind: ``"expert"``, ``"inside"``, ``"control"``, ``"ensemble"`` or ``"base"``.
+        pipeline: a diffusers pipeline; whatever its denoiser is, its text encoder fits.
+    """
+
+    name: str
+    title: str
+    kind: str
+    pipeline: Any
+
+    @torch.no_grad()
+    def predict(self, noisy: Tensor, times: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Noise ``[b c h w]`` predicted for ``noisy [b c h w]`` at ``times [b]``, without guidance."""
+        text, _ = self.pipeline.encode_prompt(list(prompts), noisy.device, 1, False)
+        predicted = self.pipeline.unet(noisy, times, encoder_hidden_states=text, return_dict=False)[0]
+        scheduler = self.pipeline.scheduler
+        alphas = scheduler.alphas_cumprod.to(times.device)[times]
+        return as_noise(predicted, noisy, alphas, scheduler.config.prediction_type)
+
+    def draw(self, prompts: Sequence[str], numbers: Sequence[int], seed: int, **settings: Any) -> Tensor:
+        """Pictures ``[b 3 h w]`` in [0, 1]; picture number i starts from the same noise in every system and batch.
+
+        ``settings`` are the pipeline's own (``num_inference_steps``, ``guidance_scale``).
+        """
+        self.pipeline.set_progress_bar_config(disable=True)
+        generators = [generator_of(seed, "draw", number) for number in numbers]
+        images: Tensor = self.pipeline(list(prompts), generator=generators, output_type="pt", **settings).images
+        return images.float().cpu()
+
+
+class Only(Aggregator):
+    """The control *expert inside the framework*: expert ``index`` has all the weight everywhere."""
+
+    def __init__(self, sizes: Sizes, index: int) -> None:
+        super().__init__(sizes, AggregatorOptions())
+        self.index = index
+
+    def weigh(self, point: int, features: Sequence[Tensor], context: Context) -> Tensor:
+        """One-hot maps ``[b n h w]``."""
+        batch, _, height, width = features[0].shape
+        maps = features[0].new_zeros(batch, len(features), height, width)
+        maps[:, self.index] = 1
+        return maps
+
+
+def build_systems(ensemble: EnsembleDenoiser, base: Expert | None = None) -> tuple[System, ...]:
+    """Every system of the comparison, experts first, the ensemble last, then the base model.
+
+    Args:
+        ensemble: the experts and the trained aggregator.
+        base: the model the experts were fine-tuned from.
+    """
+    experts = ensemble.experts
+    denoisers = [expert.denoiser for expert in experts]
+    sizes = ensemble.aggregator.sizes
+
+    def together(aggregator: Aggregator) -> Any:
+        return EnsembleDenoiser(experts, aggregator).eval().pipeline()
+
+    alone = [System(e.name, f"expert *{e.name}*", "expert", plain_pipeline(e)) for e in experts]
+    inside = [
+        System(f"{e.name}-inside", f"*{e.name}* inside the framework", "inside", together(Only(sizes, index)))
+        for index, e in enumerate(experts)
+    ]
+    controls = [
+        System("weight-average", "weight average", "control", plain_pipeline(average_expert(experts))),
+        System(
+            "noise-average",
+            "noise average",
+            "control",
+            together(build_aggregator("mean", denoisers, points="last")),
+        ),
+        System("block-average", "block average", "control", together(build_aggregator("mean", denoisers))),
+    ]
+    learned = System(LEARNED, "AFA ensemble", "ensemble", ensemble.pipeline())
+    origin = [] if base is None else [System("base", "base model", "base", plain_pipeline(base))]
+    return (*alone, *inside, *controls, learned, *origin)
+
+
+def plain_pipeline(expert: Expert) -> Any:
+    """The expert in its own diffusers pipeline, without any part of this package."""
+    own = {name: part for name, part in expert.components.items() if name.startswith("text_encoder")}
+    pipeline = EnsembleDenoiser([expert]).pipeline(**own)
+    pipeline.register_modules(unet=expert.denoiser)
+    return pipeline
+
+
+def average_expert(experts: Sequence[Expert]) -> Expert:
+    """One expert with the mean of all experts' weights; parts that are the same in all stay as they are."""
+    components = dict(experts[0].components)
+    for name in ("text_encoder", "text_encoder_2"):
+        if components.get(name) is not None:
+            components[name] = _average([expert.components[name] for expert in experts])
+    denoiser = _average([expert.denoiser for expert in experts])
+    return replace(experts[0], name="weight average", denoiser=denoiser, components=components)
+
+
+def _average(modules: Sequence[nn.Module]) -> nn.Module:
+    if all(module is modules[0] for module in modules):
+        return modules[0]
+    merged = copy.deepcopy(modules[0])
+    merged.load_state_dict(weighted_average([module.state_dict() for module in modules]))
+    return merged.eval()
+
+
+def select(systems: Sequence[System], names: Sequence[str]) -> tuple[System, ...]:
+    """The systems of these names; all if no names are given.
+
+    Raises:
+        ValueError: there is no system of a name.
+    """
+    known = {system.name: system for system in systems}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"There is no system {name!r} to evaluate. Choose among: {', '.join(known)}.")
+    return tuple(known[name] for name in names) if names else tuple(systems)
