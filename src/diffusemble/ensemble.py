@@ -158,14 +158,14 @@ class EnsembleDenoiser(nn.Module):
         """
         return build_pipeline(self, self.experts, cls, components)
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write the aggregator's weights, and references with SHA-256 to the experts, which stay where they are."""
         save_ensemble(folder, self.experts, self.aggregator)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **load_options: Any) -> EnsembleDenoiser:
         """Read what ``save_pretrained`` wrote: load the experts from their sources, check their hashes, and install
-        the aggregator. ``load_options`` go to ``load_experts``.
+        the aggregator. ``load_options`` are those of ``load_ensemble``: ``sources``, ``dtype``, ``device``.
 
         Raises:
             ValueError: an expert's file is missing or has changed; the message names it.
@@ -211,7 +211,8 @@ def build_aggregator(name: str, denoisers: Sequence[nn.Module], **options: Any) 
 
 def split_inputs(inputs: Mapping[str, Any], n: int) -> tuple[dict[str, Any], ...]:
     """One set of denoiser inputs per expert: packed text is unpacked, everything else is shared."""
-    text = unpack_text(inputs["encoder_hidden_states"], n)
+    # Contiguous, so that an expert computes bit for bit what it computes alone.
+    text = [part.contiguous() for part in unpack_text(inputs["encoder_hidden_states"], n)]
     own = tuple({**inputs, "encoder_hidden_states": part} for part in text)
     mask, added = inputs.get("encoder_attention_mask"), inputs.get("added_cond_kwargs")
     if mask is not None and mask.shape[1] != text[0].shape[1]:

@@ -97,7 +97,7 @@ def test_checkpointing_runs_resnets_again_in_the_backward_pass():
     unet = tiny_unet()
     unet.enable_gradient_checkpointing()
     runs = []
-    unet.down_blocks[0].resnets[0].register_forward_hook(lambda *_: runs.append(1))
+    unet.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: runs.append(1))
     run_through(UNetBlocks(unet), randn(2, 4, 8, 8).requires_grad_(), 7, plain_inputs(unet)).sum().backward()
     assert len(runs) == 2
 

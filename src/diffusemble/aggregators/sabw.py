@@ -99,6 +99,7 @@ class SABW(Aggregator):
         )
 
     def weigh(self, point: int, features: Sequence[Tensor], context: Context) -> Float[Tensor, "b n h w"]:
-        """Softmax over the experts, taken in float32."""
+        """Softmax over the experts, taken in float32 at least."""
         logits = self.at[str(point)](torch.cat(list(features), dim=1), context)
-        return logits.float().softmax(dim=1).to(features[0].dtype)
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        return logits.to(exact).softmax(dim=1).to(features[0].dtype)
