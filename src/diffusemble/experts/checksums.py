@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from diffusemble.experts.sources import INDEX
 
 DENOISERS = ("unet", "transformer")
+WEIGHTS = "weights"  # stands for an expert that is one file, whatever its name
 
 
 def sha256(file: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -11,8 +13,17 @@ from torch import nn
 
 # Entries of a denoiser's configuration that may differ between experts of one ensemble.
 _FREE_CONFIG = {"sample_size", "upcast_attention", "use_linear_projection", "attention_type"}
-_SCHEDULE = ("prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
+_SCHEDULE = (
+    "prediction_type",
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
 _LATENTS = ("latent_channels", "scaling_factor", "shift_factor")
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 
 @dataclass(frozen=True)
@@ -74,17 +85,38 @@ def check_block_level(experts: Sequence[Expert]) -> None:
                 )
 
 
-def _properties(expert: Expert, first: Expert) -> list[tuple[str, Any, Any]]:
-    rows = [("denoiser class", type(expert.denoiser).__name__, type(first.denoiser).__name__)]
+def _properties(expert: Expert, first: Expert) -> Iterator[tuple[str, Any, Any]]:
+    yield "denoiser class", type(expert.denoiser).__name__, type(first.denoiser).__name__
     mine, other = _config(expert.denoiser), _config(first.denoiser)
-    for key in sorted(mine.keys() | other.keys()):
-        if not key.startswith("_") and key not in _FREE_CONFIG:
-            rows.append((f"denoiser {key}", _plain(mine.get(key)), _plain(other.get(key))))
-    for part, keys in (("scheduler", _SCHEDULE), ("vae", _LATENTS)):
+    # Files in the wild carry entries of training scripts; only the constructor's own describe the architecture.
+    for key in inspect.signature(type(first.denoiser)).parameters:
+        if key not in _FREE_CONFIG:
+            yield f"denoiser {key}", _plain(mine.get(key)), _plain(other.get(key))
+    for part, describe in (("scheduler", _schedule), ("vae", _latents), *((part, _tokens) for part in _TOKENIZERS)):
         if part in expert.components and part in first.components:
-            a, b = _config(expert.components[part]), _config(first.components[part])
-            rows += [(f"{part} {key}", a.get(key), b.get(key)) for key in keys]
-    return rows
+            a, b = describe(expert.components[part]), describe(first.components[part])
+            yield from ((f"{part} {key}", a[key], b[key]) for key in a)
+
+
+def _schedule(scheduler: Any) -> dict[str, Any]:
+    # A switch that a scheduler class does not have is off.
+    return {key: _plain(_config(scheduler).get(key)) or None for key in _SCHEDULE}
+
+
+def _latents(vae: Any) -> dict[str, Any]:
+    config = _config(vae)
+    levels = len(config.get("block_out_channels", ()))
+    return {"downsampling factor": 2 ** (levels - 1) if levels else None} | {key: config.get(key) for key in _LATENTS}
+
+
+def _tokens(tokenizer: Any) -> dict[str, Any]:
+    """Length of a prompt, and a short description of the vocabulary that only equal ones share."""
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    mark = hashlib.sha256(repr(words).encode()).hexdigest()[:8]
+    return {
+        "length": tokenizer.model_max_length,
+        "vocabulary": f"{len(words)} tokens ending in {words[-1][0]!r} (SHA-256 {mark}...)",
+    }
 
 
 def _config(part: Any) -> Mapping[str, Any]:
@@ -96,8 +128,14 @@ def _plain(value: Any) -> Any:
 
 
 def _remedy(what: str) -> str:
-    if what.startswith("vae"):
+    part = what.split()[0]
+    if part == "vae":
         return "experts whose latents mean the same; use experts that share a VAE's latent space"
-    if what.startswith("scheduler"):
+    if part == "scheduler":
         return "one noise schedule and prediction type; use experts fine-tuned from one base model"
+    if part in _TOKENIZERS:
+        return (
+            "one tokenizer, because the prompt is tokenized once for all; use experts fine-tuned from one base model, "
+            "with the same added words"
+        )
     return "experts of one architecture; use checkpoints fine-tuned from the same base model (SD 1.5 with SD 1.5, ...)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,27 +81,36 @@ def open_folder(
                 **{part: value for part, value in left_out.items() if part in parameters},
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{where} cannot be opened: {error} Copy or download the folder again.") from error
+        raise ValueError(
+            f"{where} cannot be opened ({first_sentence(error)}). Copy or download the folder again."
+        ) from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of diffusers and transformers: a library prints nothing."""
+    """No progress bars and no warnings of diffusers and transformers: a library prints nothing."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    switches = [each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()]
-    for each in switches:
-        each.disable_progress_bar()
-    try:
+    with ExitStack() as stack:
+        for each in (diffusers_logging, transformers_logging):
+            stack.callback(each.set_verbosity, each.get_verbosity())
+            each.set_verbosity_error()
+            if each.is_progress_bar_enabled():
+                stack.callback(each.enable_progress_bar)
+                each.disable_progress_bar()
         yield
-    finally:
-        for each in switches:
-            each.enable_progress_bar()
+
+
+def first_sentence(error: Exception) -> str:
+    """The start of a message of diffusers; what follows advises on diffusers' own options."""
+    return (
+        str(error).strip().split(". ")[0].splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
+    )
 
 
 def _not_on_hub(source: Source, error: Exception) -> str:
     return (
-        f"{source} is not a local path, and it could not be fetched from the hub as a repository with safetensors "
-        f"weights: {error} Check the spelling, the connection, and `huggingface-cli login` for gated models."
+        f"{source} is not a local path, and no repository with safetensors weights could be fetched under this name "
+        f"({first_sentence(error)}). Check the spelling, the connection, and for gated models `hf auth login`."
     )

@@ -15,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from diffusemble.experts.checksums import DENOISERS, folder_checksums, read_index
+from diffusemble.experts.checksums import DENOISERS, WEIGHTS, folder_checksums, read_index
 from diffusemble.experts.expert import Expert, as_experts
 from diffusemble.experts.folder import locate, open_folder, pin
 from diffusemble.experts.single_file import open_file
@@ -108,7 +108,7 @@ def _zoo_checksum(source: Source) -> dict[str, str]:
     """The shipped files' checksum: what a machine unpacks from them is its own affair."""
     from diffusemble import zoo
 
-    return {"weights": zoo.fingerprint(source.where)}
+    return {WEIGHTS: zoo.fingerprint(source.where)}
 
 
 def _settings(pipeline: DiffusionPipeline) -> dict[str, Any]:

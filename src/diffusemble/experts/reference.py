@@ -3,62 +3,135 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diffusemble.aggregators.base import Aggregator
 from diffusemble.aggregators.storage import load_aggregator, save_aggregator
 from diffusemble.experts.expert import Expert
+from diffusemble.experts.load import Request, open_experts
+from diffusemble.experts.sources import Source, parse_source
 
 SPEC_FILE = "ensemble.json"
 WEIGHTS_FILE = "aggregator.safetensors"
+FORMAT = 1
 
 
 def save_ensemble(folder: str | Path, experts: Sequence[Expert], aggregator: Aggregator) -> None:
-    """Write ``ensemble.json`` and ``aggregator.safetensors`` to ``folder``."""
+    """Write ``ensemble.json`` and ``aggregator.safetensors`` to ``folder``.
+
+    Experts that lie beside or below ``folder`` are referred to by relative paths, so that they can move together;
+    others by absolute ones.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    references = [{"name": e.name, "source": e.source, "files": dict(e.files)} for e in experts]
+    references = [
+        {
+            "name": expert.name,
+            "source": _reference(expert.source, folder),
+            "base": _reference(expert.base, folder),
+            "files": dict(expert.files),
+        }
+        for expert in experts
+    ]
     save_aggregator(aggregator, folder / WEIGHTS_FILE)
-    (folder / SPEC_FILE).write_text(json.dumps({"format": 1, "experts": references}, indent=2) + "\n")
+    spec = json.dumps({"format": FORMAT, "experts": references}, indent=2)
+    (folder / SPEC_FILE).write_text(spec + "\n", encoding="utf-8")
 
 
-def load_ensemble(folder: str | Path, **load_options: Any) -> tuple[tuple[Expert, ...], Aggregator]:
+def load_ensemble(
+    folder: str | Path,
+    *,
+    sources: Sequence[str | Path] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[tuple[Expert, ...], Aggregator]:
     """Experts and aggregator of a folder that ``save_ensemble`` wrote.
 
-    Raises:
-        ValueError: the folder is no ensemble, an expert has no source, or its files are missing or have changed.
-    """
-    from diffusemble.experts.load import load_experts
+    Args:
+        folder: the ensemble's folder.
+        sources: where the experts are, in order, if not where they were.
+        dtype: number type of experts and aggregator; float32 by default.
+        device: where they go; the CPU by default.
 
+    Raises:
+        ValueError: the folder is no ensemble or of another format, an expert has no source, or one of its files is
+            missing or has changed.
+    """
     folder = Path(folder)
-    if not (folder / SPEC_FILE).is_file():
-        raise ValueError(f"{folder} is not a saved ensemble: it has no {SPEC_FILE}. Give a folder of save_pretrained.")
-    references = json.loads((folder / SPEC_FILE).read_text())["experts"]
-    for reference in references:
-        if reference["source"] is None:
-            raise ValueError(
-                f"Expert {reference['name']!r} of {folder} was a bare denoiser without a source. Load it yourself and "
-                f"build EnsembleDenoiser(experts, load_aggregator({str(folder / WEIGHTS_FILE)!r}))."
-            )
-    experts = load_experts(
-        [reference["source"] for reference in references],
-        names=[reference["name"] for reference in references],
-        **load_options,
-    )
+    references = _read(folder)
+    places = [reference["source"] for reference in references] if sources is None else [str(one) for one in sources]
+    if len(places) != len(references):
+        raise ValueError(
+            f"{folder} has {len(references)} experts ({', '.join(one['name'] for one in references)}), but sources has "
+            f"{len(places)} entries. Give one per expert, in this order."
+        )
+    requests = [_request(place, reference, folder) for place, reference in zip(places, references, strict=True)]
+    experts = open_experts(requests, dtype or torch.float32, device)
     for expert, reference in zip(experts, references, strict=True):
         _compare(expert, reference["files"])
-    return experts, load_aggregator(folder / WEIGHTS_FILE, dtype=next(experts[0].denoiser.parameters()).dtype)
+    return experts, load_aggregator(folder / WEIGHTS_FILE, dtype=dtype or torch.float32).to(device)
+
+
+def _reference(source: str | None, folder: Path) -> str | None:
+    if source is None or not Path(source).expanduser().exists():
+        return source
+    path, home = Path(source).expanduser().absolute(), folder.absolute()
+    if not path.is_relative_to(home.parent):
+        return str(path)
+    relative = Path(os.path.relpath(path, home)).as_posix()
+    return relative if relative.startswith("../") else f"./{relative}"
+
+
+def _read(folder: Path) -> list[dict[str, Any]]:
+    for file in (SPEC_FILE, WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder} is not a saved ensemble: it has no {file}. Give a folder of save_pretrained.")
+    try:
+        spec: dict[str, Any] = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / SPEC_FILE} is not readable JSON ({error}). Save the ensemble again.") from error
+    if spec.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / SPEC_FILE} has format {spec.get('format')!r}, but this version of diffusemble reads format "
+            f"{FORMAT}. Update diffusemble, or save the ensemble again."
+        )
+    references: list[dict[str, Any]] = spec["experts"]
+    return references
+
+
+def _request(place: str | None, reference: dict[str, Any], folder: Path) -> Request:
+    name, base = reference["name"], reference["base"]
+    if place is None:
+        raise ValueError(
+            f"Expert {name!r} of {folder} was a bare denoiser without a source. Say where it is with "
+            f"from_pretrained(folder, sources=[...])."
+        )
+    try:
+        return Request(_source(place, folder), name, None if base is None else _source(base, folder))
+    except ValueError as error:
+        raise ValueError(
+            f"Expert {name!r} of {folder}: {error} If the experts are elsewhere now, say where with "
+            f"from_pretrained(folder, sources=[...])."
+        ) from error
+
+
+def _source(place: str, folder: Path) -> Source:
+    (source,) = parse_source(os.path.normpath(folder / place) if place.startswith(("./", "../")) else place)
+    return source
 
 
 def _compare(expert: Expert, expected: dict[str, str]) -> None:
-    for file, digest in expected.items():
+    for file, checksum in expected.items():
         found = expert.files.get(file)
         if found is None:
             raise ValueError(f"Expert {expert.name!r} ({expert.source}): the file {file} is missing. Restore it.")
-        if found != digest:
+        if found != checksum:
             raise ValueError(
-                f"Expert {expert.name!r} ({expert.source}): {file} has changed since the aggregator was trained "
-                f"(SHA-256 {found[:12]}..., expected {digest[:12]}...). Restore the file, or train the aggregator again."
+                f"Expert {expert.name!r} ({expert.source}): {file} has changed since the ensemble was saved (SHA-256 "
+                f"{found[:12]}..., expected {checksum[:12]}...). Restore it, or train the aggregator again."
             )

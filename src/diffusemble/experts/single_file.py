@@ -19,8 +19,8 @@ from diffusers import (
 )
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-from diffusemble.experts.checksums import check_readable, folder_checksums, read_index, sha256
-from diffusemble.experts.folder import locate, open_folder, quiet
+from diffusemble.experts.checksums import WEIGHTS, check_readable, folder_checksums, read_index, sha256
+from diffusemble.experts.folder import first_sentence, locate, open_folder, quiet
 from diffusemble.experts.sources import Source
 
 _DENOISER = "model.diffusion_model."
@@ -46,7 +46,7 @@ def open_file(file: Path, base: Source | None, dtype: torch.dtype) -> tuple[Diff
         dtype: number type of the weights.
 
     Returns:
-        The pipeline, and checksums by file name; text encoders of the base are named ``base:<path>``.
+        The pipeline, and checksums: of the file, and as ``base:<path>`` of text encoders that the base gave.
 
     Raises:
         ValueError: the file is damaged or holds something else, or does not fit the base.
@@ -62,9 +62,9 @@ def open_file(file: Path, base: Source | None, dtype: torch.dtype) -> tuple[Diff
             pipeline = cls.from_single_file(str(file), dtype=dtype, **settings, **parts)
     except (ValueError, RuntimeError, KeyError, TypeError, OSError, SingleFileComponentError) as error:
         raise ValueError(_does_not_fit(file, base, cls, error)) from error
-    _check_complete(pipeline, file, base)
+    _check_complete(pipeline, keys, file, base)
     _check_prediction(pipeline, keys, file)
-    return pipeline, {file.name: sha256(file), **_base_checksums(base, inside)}
+    return pipeline, {WEIGHTS: sha256(file), **_base_checksums(base, inside)}
 
 
 def _from_base(base: Source, inside: tuple[str, ...], dtype: torch.dtype) -> dict[str, Any]:
@@ -93,25 +93,25 @@ def _class_of(inside: tuple[str, ...]) -> type:
 def _refuse_others(file: Path, keys: frozenset[str]) -> None:
     if any(key.startswith(_DENOISER) for key in keys):
         return
-    seems = next(
-        (what for start, what in _OTHERS.items() if any(key.startswith(start) for key in keys)), "something else"
-    )
+    fitting = (what for start, what in _OTHERS.items() if any(key.startswith(start) for key in keys))
     raise ValueError(
-        f"{file} is no Stable Diffusion checkpoint: none of its {len(keys)} tensors starts with {_DENOISER!r}; it seems "
-        f"to be {seems}. Give a full checkpoint, or a diffusers folder."
+        f"{file} is no Stable Diffusion checkpoint: none of its {len(keys)} tensors starts with {_DENOISER!r}. It "
+        f"seems to be {next(fitting, 'something else')}. Give a full checkpoint, or a diffusers folder."
     )
 
 
-def _check_complete(pipeline: DiffusionPipeline, file: Path, base: Source | None) -> None:
+def _check_complete(pipeline: DiffusionPipeline, keys: frozenset[str], file: Path, base: Source | None) -> None:
+    """Every tensor of the configuration came from somewhere, and every tensor of the file's denoiser was used."""
+    configuration = f"the configuration of {base or 'its default repository'}"
+    remedy = "Give a complete file, or base= a diffusers folder of the file's own architecture."
     for part, module in pipeline.components.items():
         tensors: Mapping[str, torch.Tensor] = module.state_dict() if isinstance(module, torch.nn.Module) else {}
         for key, tensor in tensors.items():
             if tensor.is_meta:
-                raise ValueError(
-                    f"{file} lacks the tensor {key!r} of the {part}, which the configuration of "
-                    f"{base or 'its default repository'} asks for. Give a complete file, or base= a diffusers folder "
-                    f"of the file's own architecture."
-                )
+                raise ValueError(f"{file} lacks the tensor {key!r} of the {part}, which {configuration} has. {remedy}")
+    came, used = sum(key.startswith(_DENOISER) for key in keys), len(pipeline.unet.state_dict())
+    if came != used:
+        raise ValueError(f"{file} has {came} denoiser tensors, but {configuration} has {used} of them. {remedy}")
 
 
 def _check_prediction(pipeline: DiffusionPipeline, keys: frozenset[str], file: Path) -> None:
@@ -124,8 +124,11 @@ def _check_prediction(pipeline: DiffusionPipeline, keys: frozenset[str], file: P
 
 
 def _does_not_fit(file: Path, base: Source | None, cls: type, error: Exception) -> str:
-    where = f"the configuration of {base}" if base else "diffusers' default configuration, fetched from the hub,"
+    where = (
+        f"the configuration of {base}" if base else "the default configuration, which diffusers fetches from the hub"
+    )
+    reason = f"there is no {error}" if isinstance(error, KeyError) else first_sentence(error)
     return (
-        f"{file} cannot be read as {cls.__name__} with {where}: {str(error).strip()} Give base= a diffusers folder or "
-        f"hub id of the file's own architecture; it also supplies the parts that the file lacks."
+        f"{file} cannot be read as {cls.__name__} with {where} ({reason}). Give base= a diffusers folder or hub id of "
+        f"the file's own architecture; it also supplies the parts that the file lacks."
     )
