@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from diffusemble.zoo import groups
 from recipes.zoo.loop import train
 from recipes.zoo.pictures import read_rows
-from recipes.zoo.settings import WORK, plan_of
+from recipes.zoo.settings import DEVICE, WORK, plan_of
 from recipes.zoo.unet import Corpus, Parts, noise_loss
 
 
@@ -23,6 +23,6 @@ def make(work: Path = WORK) -> None:
     rows = [row for row in read_rows(work) if row["split"] == "train"]
     for topic in topics:
         corpus = Corpus.load(parts, [row for row in rows if row["topic"] == topic], work, variants=4)
-        unet = UNet2DConditionModel.from_pretrained(work / "unet").to(memory_format=torch.channels_last).train()
+        unet = UNet2DConditionModel.from_pretrained(work / "unet").to(DEVICE, memory_format=torch.channels_last).train()
         average = train(unet, noise_loss(corpus, unet, plan), plan, work / "training" / topic)
         average.save_pretrained(work / "experts" / topic)

@@ -35,7 +35,7 @@ class Plan:
     weight_decay: float = 0.01
     ema: float = 0.999
     seed: int = 0
-    save_seconds: float = 45.0
+    save_seconds: float = 90.0
 
     def rate_at(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to nothing."""

@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from recipes.zoo.loop import Plan
 
 WORK = Path(os.environ.get("DIFFUSEMBLE_ZOO_WORK", Path(__file__).parents[2] / "build" / "zoo"))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def settings(part: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from recipes.zoo.loop import epoch_indices, train
 from recipes.zoo.pictures import read_pictures, read_rows, to_signed
-from recipes.zoo.settings import WORK, plan_of, settings
+from recipes.zoo.settings import DEVICE, WORK, plan_of, settings
 from recipes.zoo.vae import augment
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -76,7 +76,7 @@ class TwoTowers(nn.Module):
         """The symmetric contrastive loss of CLIP (Radford et al. 2021, figure 3)."""
         texts, seen = self.embed(tokens, pictures)
         scores = self.scale.exp().clamp(max=50) * texts @ seen.T
-        target = torch.arange(len(scores))
+        target = torch.arange(len(scores), device=scores.device)
         return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
 
 
@@ -113,7 +113,7 @@ def make(work: Path = WORK) -> None:
     lines = [row["text"] for row in rows] + [word for words in keywords.values() for word in words]
     tokenizer = build_tokenizer(lines, options["vocabulary"], options["length"])
     torch.manual_seed(plan.seed)
-    towers = TwoTowers(build_encoder(tokenizer, options["model"]))
+    towers = TwoTowers(build_encoder(tokenizer, options["model"])).to(DEVICE)
     known, held = ([row for row in rows if (row["split"] == "train") == seen] for seen in (True, False))
     pictures = read_pictures([work / "data" / row["file_name"] for row in known])
 
@@ -123,10 +123,10 @@ def make(work: Path = WORK) -> None:
         seen = to_signed(pictures[picked])
         shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
         seen = augment(seen, generator, 0.0).roll(shift, (2, 3))
-        loss: Tensor = towers(tokens_of(tokenizer, captions), seen)
+        loss: Tensor = towers(tokens_of(tokenizer, captions).to(DEVICE), seen.to(DEVICE))
         return loss
 
-    average = train(towers, loss_at, plan, work / "training/text")
+    average = train(towers, loss_at, plan, work / "training/text").cpu()
     pairs = [row for row in held if row["split"] == "pair"]
     scores = {
         "train": retrieval(average, tokenizer, known, pictures),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from recipes.zoo.loop import Plan, State, epoch_indices, step_generator, train
 from recipes.zoo.pictures import read_pictures, read_rows, write_sheet
-from recipes.zoo.settings import WORK, plan_of, settings
+from recipes.zoo.settings import DEVICE, WORK, plan_of, settings
 from recipes.zoo.text import tokens_of
 from recipes.zoo.vae import encode
 
@@ -133,28 +134,32 @@ def noise_loss(corpus: Corpus, unet: UNet2DConditionModel, plan: Plan) -> Callab
         noise = torch.randn(latents.shape, generator=generator)
         times = torch.randint(len(cumulative), (len(picked),), generator=generator)
         kept = cumulative[times].view(-1, 1, 1, 1)
-        noisy = (kept.sqrt() * latents + (1 - kept).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        errors = (unet(noisy, times, text).sample - noise).square().mean(dim=(1, 2, 3))
-        return (weights[times] * errors).mean()
+        noisy = (kept.sqrt() * latents + (1 - kept).sqrt() * noise).to(DEVICE, memory_format=torch.channels_last)
+        errors = (unet(noisy, times.to(DEVICE), text.to(DEVICE)).sample - noise.to(DEVICE)).square().mean(dim=(1, 2, 3))
+        return (weights[times].to(DEVICE) * errors).mean()
 
     return loss_at
 
 
 @torch.no_grad()
-def held_out_errors(unet: UNet2DConditionModel, corpus: Corpus, draws: int = 1) -> Tensor:
+def held_out_errors(
+    unet: UNet2DConditionModel, corpus: Corpus, draws: int = 1, times: tuple[int, ...] = HELD_OUT_TIMES
+) -> Tensor:
     """Squared noise errors `[n t]` on fixed times and noise, the same for every model, so that models compare in pairs.
 
     Returns:
-        For each picture and each of `HELD_OUT_TIMES`, the mean over pixels and over `draws` noises.
+        For each picture and each of `times`, the mean over pixels and over `draws` noises.
     """
     cumulative, latents = build_scheduler().alphas_cumprod, corpus.latents[:, 0]
-    errors = torch.zeros(len(latents), len(HELD_OUT_TIMES))
-    for column, time in enumerate(HELD_OUT_TIMES):
+    errors = torch.zeros(len(latents), len(times))
+    for column, time in enumerate(times):
         for draw in range(draws):
             noise = torch.randn(latents.shape, generator=step_generator(10_000 + draw, time))
             noisy = cumulative[time].sqrt() * latents + (1 - cumulative[time]).sqrt() * noise
             batches = zip(noisy.split(128), corpus.full.split(128), strict=True)
-            predicted = torch.cat([unet(x, time, text).sample for x, text in batches])
+            predicted = torch.cat(
+                [unet(x.to(unet.device), time, text.to(unet.device)).sample.cpu() for x, text in batches]
+            )
             errors[:, column] += (predicted - noise).square().mean(dim=(1, 2, 3)) / draws
     return errors
 
@@ -164,7 +169,7 @@ def draw(pipe: StableDiffusionPipeline, captions: list[str], guidance: float = 5
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
     found = pipe(captions, guidance_scale=guidance, num_inference_steps=steps, generator=generators, output_type="pt")
-    drawn: Tensor = found.images * 2 - 1
+    drawn: Tensor = found.images.cpu() * 2 - 1
     return drawn
 
 
@@ -173,21 +178,21 @@ def spread(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def watcher(parts: Parts, work: Path, rows: list[dict[str, str]], every: int = 6) -> Callable[[State[Any]], None]:
-    """Logs the held-out loss at each checkpoint, and draws a sheet of seen and held-out captions at every sixth."""
+def watcher(parts: Parts, work: Path, rows: list[dict[str, str]], every: int = 4) -> Callable[[State[Any]], None]:
+    """Logs the held-out loss at each checkpoint, and draws a sheet of seen and held-out captions at every fourth."""
     seen, pairs = ([row for row in rows if row["split"] == split] for split in ("train", "pair"))
-    held, part = Corpus.load(parts, pairs, work), Corpus.load(parts, spread(seen, len(pairs)), work)
+    held, part = (Corpus.load(parts, rows, work) for rows in (pairs, spread(seen, len(pairs))))
     captions = [row["text"] for row in spread(seen, 24) + spread(pairs, 24)]
     saves = 0
 
     def watch(state: State[Any]) -> None:
         nonlocal saves
-        losses = [float(held_out_errors(state.average, corpus).mean()) for corpus in (held, part)]
+        losses = [float(held_out_errors(state.average, c, times=(150, 450, 750)).mean()) for c in (held, part)]
         row = {"step": state.step, "held_out": losses[0], "seen": losses[1]}
         with (work / "training/unet/held-out.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if saves % every == 0:
-            drawn = draw(parts.pipeline(state.average), captions)
+            drawn = draw(parts.pipeline(copy.deepcopy(state.average).cpu()), captions)
             write_sheet(list(drawn.split(12)), work / f"sheets/unet-{state.step:06d}.png", 2)
         saves += 1
 
@@ -201,6 +206,6 @@ def make(work: Path = WORK) -> None:
     plan, parts, rows = plan_of("unet"), Parts.load(work), read_rows(work)
     corpus = Corpus.load(parts, [row for row in rows if row["split"] == "train"], work, variants=4)
     torch.manual_seed(plan.seed)
-    unet = build(parts.vae, parts.encoder, settings("unet")["model"]).to(memory_format=torch.channels_last)
+    unet = build(parts.vae, parts.encoder, settings("unet")["model"]).to(DEVICE, memory_format=torch.channels_last)
     average = train(unet, noise_loss(corpus, unet, plan), plan, work / "training/unet", watcher(parts, work, rows))
     average.save_pretrained(work / "unet")

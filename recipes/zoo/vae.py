@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from recipes.zoo.data import SIZE, STYLES
 from recipes.zoo.loop import State, epoch_indices, train
 from recipes.zoo.pictures import read_pictures, read_rows, to_signed, write_sheet
-from recipes.zoo.settings import WORK, plan_of, settings
+from recipes.zoo.settings import DEVICE, WORK, plan_of, settings
 
 
 def build(model: dict[str, Any]) -> AutoencoderKL:
@@ -44,7 +44,7 @@ def picture_loss(drawn: Tensor, wanted: Tensor) -> Tensor:
     red, green, blue = d.unbind(1)
     opponent = torch.stack([red - green, (red + green) / 2 - blue], dim=1)
     colour = opponent.abs().mean() + 3 * F.avg_pool2d(opponent, 4).square().mean()
-    coarse = sum((F.avg_pool2d(d, k).abs().mean() for k in (2, 4, 8)), torch.zeros(()))
+    coarse = sum((F.avg_pool2d(d, k).abs().mean() for k in (2, 4, 8)), d.new_zeros(()))
     return d.abs().mean() + colour + 0.5 * coarse + 0.5 * sum(e.abs().mean() for e in edges(d))
 
 
@@ -76,7 +76,7 @@ def sheet_pictures(work: Path, count: int = 24) -> Tensor:
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, x: Tensor) -> Tensor:
     """Pictures through the latents' mean and back."""
-    return vae.decode(vae.encode(x).latent_dist.mode()).sample
+    return vae.decode(vae.encode(x.to(vae.device)).latent_dist.mode()).sample.cpu()
 
 
 @torch.no_grad()
@@ -92,7 +92,7 @@ def make(work: Path = WORK) -> None:
         return
     options, plan = settings("vae"), plan_of("vae")
     torch.manual_seed(plan.seed)
-    vae = build(options["model"]).to(memory_format=torch.channels_last)
+    vae = build(options["model"]).to(DEVICE, memory_format=torch.channels_last)
     chosen, every = load_pictures(work)
     sheet = sheet_pictures(work)
 
@@ -100,8 +100,9 @@ def make(work: Path = WORK) -> None:
         half = plan.batch // 2
         first = chosen[epoch_indices(step, plan.batch - half, len(chosen), plan.seed)]
         x = augment(to_signed(torch.cat([first, every[epoch_indices(step, half, len(every), plan.seed)]])), generator)
-        found = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
-        latents = found.mean + found.std * torch.randn(found.mean.shape, generator=generator)
+        x = x.to(DEVICE, memory_format=torch.channels_last)
+        found = vae.encode(x).latent_dist
+        latents = found.mean + found.std * torch.randn(found.mean.shape, generator=generator).to(DEVICE)
         return picture_loss(vae.decode(latents).sample, x) + options["kl"] * found.kl().mean() / found.mean[0].numel()
 
     def on_save(state: State[AutoencoderKL]) -> None:
@@ -109,7 +110,7 @@ def make(work: Path = WORK) -> None:
         rows = [row for both in zip(sheet.split(12), drawn.split(12), strict=True) for row in both]
         write_sheet(rows, work / "sheets/vae.png", 2)
 
-    average = train(vae, loss_at, plan, work / "training/vae", on_save)
+    average = train(vae, loss_at, plan, work / "training/vae", on_save).cpu()
     mean, std = encode(average, chosen)
     average.register_to_config(scaling_factor=float(1 / (mean.square() + std.square()).mean().sqrt()))
     average.save_pretrained(work / "vae")
