@@ -100,6 +100,21 @@ def describe(ensemble: EnsembleDenoiser, latent_size: tuple[int, int] | None = N
     )
 
 
+def latent_size(ensemble: EnsembleDenoiser, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the latents of a picture, in pixels.
+
+    Raises:
+        ValueError: the experts are bare denoisers, whose pictures have no size.
+    """
+    vae = ensemble.experts[0].components.get("vae")
+    if vae is None:
+        raise ValueError(
+            "These experts are bare denoisers, without a VAE that gives pixels a size. Leave the size out."
+        )
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return height // factor, width // factor
+
+
 # -- parts of the above; on the meta device, where tensors have shapes but no numbers ----------------------------------
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from diffusemble.aggregators.mean import Mean
-from diffusemble.config import AggregatorConfig, GenerateConfig, MadeWith, dump_config
+from diffusemble.config import AggregatorConfig, EnsembleConfig, GenerateConfig, MadeWith
 from diffusemble.drawing import Picture, choose_maps, draw
 from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.load import load_experts
@@ -22,6 +22,7 @@ from diffusemble.pictures.sheet import Column, contact_sheet
 from diffusemble.pictures.text import COLOURS, FAINT, INK
 from diffusemble.provenance import differences, made_with
 from diffusemble.registry import SCHEDULERS
+from diffusemble.settings import dump_config
 from diffusemble.zoo import trained_ensemble
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,16 @@ TOGETHER, MEAN = "ensemble", "block-wise mean"
 
 Progress = Callable[[float, str], None]
 """Called with the share that is done, 0 to 1, and what is being done."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Files of a run; ``attention`` and ``sheet`` where they were asked for."""
+
+    pictures: tuple[Path, ...]
+    attention: tuple[Path, ...]
+    sheet: Path | None
+    settings: Path
 
 
 @dataclass(frozen=True)
@@ -59,22 +70,31 @@ class Pictures:
             raise ValueError("These pictures were drawn without maps. Set attention: true in their configuration.")
         return attention_picture(picture.image, self.experts, picture.maps, picture.prompt)
 
-    def save(self, out: str | Path | None = None) -> tuple[Path, ...]:
+    def save(self, out: str | Path | None = None) -> Saved:
         """Write pictures and configuration under a new name; nothing is overwritten.
 
         Args:
             out: a folder, or a file name that ends with ``.png``; that of the configuration by default.
-
-        Returns:
-            The files: pictures and maps, the sheet, and the configuration (``.yaml``) last.
         """
-        images = _files(self)
-        stem = free_stem(Path(out or self.config.out), self.pictures[0].prompt, [*images, ".yaml"])
+        several = len(self.pictures) > 1
+        counters = [f"-{number:02d}" if several else "" for number, _ in enumerate(self.pictures, start=1)]
+        ends = [f"{counter}{end}" for counter in counters for end in (".png", "-attention.png")]
+        stem = free_stem(Path(out or self.config.out), self.pictures[0].prompt, [*ends, "-compare.png", ".yaml"])
         document = dump_config(self.config)
-        for suffix, (image, notes) in images.items():
-            save_png(image, f"{stem}{suffix}", document, notes)
-        Path(f"{stem}.yaml").write_text(document, encoding="utf-8")
-        return tuple(Path(f"{stem}{suffix}") for suffix in (*images, ".yaml"))
+
+        def write(image: Image.Image, end: str, notes: Mapping[str, str]) -> Path:
+            return save_png(image, f"{stem}{end}", document, notes)
+
+        drawn, maps = [], []
+        for number, (picture, counter) in enumerate(zip(self.pictures, counters, strict=True)):
+            notes = {"prompt": picture.prompt, "seed": str(picture.seed)}
+            drawn.append(write(picture.image, f"{counter}.png", notes))
+            if picture.maps:
+                maps.append(write(self.attention(number), f"{counter}-attention.png", notes))
+        sheet = write(self.sheet, "-compare.png", {}) if self.sheet else None
+        settings = Path(f"{stem}.yaml")
+        settings.write_text(document, encoding="utf-8")
+        return Saved(tuple(drawn), tuple(maps), sheet, settings)
 
 
 def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictures:
@@ -101,20 +121,20 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
     ways = _ways(ensemble) if config.compare else {TOGETHER: ensemble}
     drawn = {}
     for number, (title, way) in enumerate(ways.items()):
-        kept = choice if title == TOGETHER else None
-        drawn[title] = draw(way, config, kept, lambda share, n=number, t=title: tell((n + share) / len(ways), t))
+        part = _part(tell, title, number, len(ways))
+        drawn[title] = draw(way, config, choice if title == TOGETHER else None, part)
 
     names = tuple(expert.name for expert in ensemble.experts)
     sheet = _sheet(drawn, config) if config.compare else None
     return Pictures(drawn[TOGETHER], config.model_copy(update={"made_with": now}), names, sheet)
 
 
-def build_ensemble(config: GenerateConfig) -> EnsembleDenoiser:
+def build_ensemble(config: EnsembleConfig) -> EnsembleDenoiser:
     """Experts and aggregator of a configuration, on their device."""
     device = torch.device(best_device() if config.device == "auto" else config.device)
     automatic = "float32" if device.type == "cpu" else "float16"
     dtype: torch.dtype = getattr(torch, automatic if config.dtype == "auto" else config.dtype)
-    folder = config.ensemble or _trained(config)
+    folder = _saved(config)
     if folder is not None:
         ensemble = EnsembleDenoiser.from_pretrained(folder, dtype=dtype, device=device)
     else:
@@ -136,12 +156,14 @@ def best_device() -> str:
 # -- parts of the above ------------------------------------------------------------------------------------------------
 
 
-def _trained(config: GenerateConfig) -> Path | None:
-    """Folder of the ensemble that the zoo has for a whole group, if nothing else is asked for."""
-    if config.aggregator is not None or len(config.experts) != 1:
-        return None
-    kind, _, group = config.experts[0].partition(":")
-    return trained_ensemble(group) if kind == "zoo" else None
+def _saved(config: EnsembleConfig) -> Path | None:
+    """Folder of the saved ensemble: the given one, or the zoo's for a whole group if nothing else is asked for."""
+    source = config.ensemble
+    if source is None and config.aggregator is None and len(config.experts) == 1:
+        source = config.experts[0]
+    kind, _, group = (source or "").partition(":")
+    trained = trained_ensemble(group) if kind == "zoo" else None
+    return trained or (None if config.ensemble is None else Path(config.ensemble))
 
 
 def _warn(config: GenerateConfig, ensemble: EnsembleDenoiser, now: MadeWith) -> None:
@@ -153,6 +175,11 @@ def _warn(config: GenerateConfig, ensemble: EnsembleDenoiser, now: MadeWith) -> 
         if len(ids) > tokenizer.model_max_length:
             rest = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
             log.warning("The prompt %r is too long; the experts do not see its end: %r.", prompt, rest)
+
+
+def _part(tell: Progress, what: str, number: int, count: int) -> Callable[[float], None]:
+    """Progress of one of ``count`` equal parts of the run."""
+    return lambda share: tell((number + share) / count, what)
 
 
 def _ways(ensemble: EnsembleDenoiser) -> dict[str, EnsembleDenoiser]:
@@ -176,17 +203,3 @@ def _sheet(drawn: Mapping[str, Sequence[Picture]], config: GenerateConfig) -> Im
     footer = [f"{config.steps} steps of {SCHEDULERS[config.scheduler].title}", f"guidance {config.guidance:g}"]
     footer += [] if several else [f"seed {config.seeds[0]}"]
     return contact_sheet(labels, columns, ", ".join(footer))
-
-
-def _files(run: Pictures) -> dict[str, tuple[Image.Image, dict[str, str]]]:
-    """Every picture of a run with its notes, by the end of its file name."""
-    found: dict[str, tuple[Image.Image, dict[str, str]]] = {}
-    for number, picture in enumerate(run.pictures):
-        counter = f"-{number + 1:02d}" if len(run.pictures) > 1 else ""
-        notes = {"prompt": picture.prompt, "seed": str(picture.seed)}
-        found[f"{counter}.png"] = (picture.image, notes)
-        if picture.maps:
-            found[f"{counter}-attention.png"] = (run.attention(number), notes)
-    if run.sheet is not None:
-        found["-compare.png"] = (run.sheet, {})
-    return found

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from diffusemble.config import Schema, Seed, Text, _listed
+from diffusemble.config import Schema, Seed, Text, listed
 
 Count = Annotated[int, Field(ge=1)]
 Time = Annotated[int, Field(ge=0)]
@@ -32,18 +32,17 @@ class EvaluateConfig(Schema):
         batch: pictures at a time.
         seed: of everything random.
         bootstrap: samples of every interval.
-        subsets, subset: number and size of the subsets of the kernel distance.
         threads: of the processor; as torch finds them if 0.
     """
 
     protocol: Literal["zoo"] = "zoo"
     ensemble: Text = "zoo:topics"
     base: str = "zoo:base"
-    systems: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = ()
+    systems: Annotated[tuple[Text, ...], BeforeValidator(listed)] = ()
     data: Text = "build/zoo/data"
     out: Text = "build/evaluation"
     report: Text = "docs/results.md"
-    times: Annotated[tuple[Time, ...], BeforeValidator(_listed), Field(min_length=1)] = ZOO_TIMES
+    times: Annotated[tuple[Time, ...], BeforeValidator(listed), Field(min_length=1)] = ZOO_TIMES
     draws: Count = 2
     held_out: Count | None = None
     images: Count = 171
@@ -53,6 +52,4 @@ class EvaluateConfig(Schema):
     batch: Count = 57
     seed: Seed = 0
     bootstrap: Count = 10_000
-    subsets: Count = 100
-    subset: Annotated[int, Field(ge=2)] = 100
     threads: Annotated[int, Field(ge=0)] = 0

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from diffusemble.pictures.text import COLOURS, FAINT, INK, PAPER, font, line_height, width_of, wrap, write
 
-CELL, BAR = 132, 8
-GAP, MARGIN, HEAD, LEGEND = 10, 24, 30, 64
+CELL, THUMB, BAR = 132, 112, 8
+GAP, MARGIN, HEAD = 10, 24, 30
 LABEL_WIDTH = 136
 TITLE, LABEL, SMALL = 19, 15, 13
 
@@ -44,13 +44,14 @@ def attention_picture(
     Returns:
         An RGB picture.
     """
-    steps, size = points[0].steps, _fit(image.size)
-    left, top = MARGIN + LABEL_WIDTH, MARGIN + LEGEND + HEAD
+    steps, size = points[0].steps, fit(image.size, CELL)
+    left, top = MARGIN + LABEL_WIDTH, MARGIN + THUMB + HEAD
     pitch = size[0] + GAP, size[1] + BAR + 3 + GAP
-    width = left + max(len(steps) * pitch[0] - GAP, 3 * CELL) + MARGIN
+    width = left + max(len(steps) * pitch[0] - GAP, 4 * CELL) + MARGIN
     sheet = Image.new("RGB", (width, top + len(points) * pitch[1] - GAP + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    _legend(draw, wrap(title, width - 2 * MARGIN, TITLE, 1)[0], experts)
+    sheet.paste(image.resize(fit(image.size, THUMB), Image.Resampling.LANCZOS), (MARGIN, MARGIN))
+    _legend(draw, (left, width - MARGIN), title, experts)
     grey = _grey(image, size)
     for column, step in enumerate(steps):
         x = left + column * pitch[0] + size[0] / 2
@@ -82,8 +83,9 @@ def overlay(grey: Image.Image, maps: Tensor) -> Image.Image:
     return Image.fromarray(mixed.round().to(torch.uint8).numpy())
 
 
-def _fit(size: tuple[int, int]) -> tuple[int, int]:
-    scale = CELL / max(size)
+def fit(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Width and height scaled to a longest side."""
+    scale = longest / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
@@ -92,16 +94,19 @@ def _grey(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return grey.point(lambda level: 70 + level * 185 // 255).convert("RGB")
 
 
-def _legend(draw: ImageDraw.ImageDraw, title: str, experts: Sequence[str]) -> None:
-    draw.text((MARGIN, MARGIN + 8), title, fill=INK, font=font(TITLE), anchor="lm")
-    left, middle = MARGIN, MARGIN + 8 + line_height(TITLE) + 4
+def _legend(draw: ImageDraw.ImageDraw, span: tuple[int, int], title: str, experts: Sequence[str]) -> None:
+    """Title, then names with their colours, between two edges."""
+    lines = wrap(title, span[1] - span[0], TITLE, 2)
+    write(draw, (span[0], MARGIN + 14 + (len(lines) - 1) * line_height(TITLE) / 2), lines, TITLE)
+    left, middle = span[0], MARGIN + 14 + len(lines) * line_height(TITLE) + 4
     for index, name in enumerate(experts):
+        if left + 22 + width_of(name, LABEL) > span[1]:
+            left, middle = span[0], middle + line_height(LABEL)
         draw.rectangle((left, middle - 7, left + 14, middle + 7), fill=COLOURS[index % len(COLOURS)])
         draw.text((left + 22, middle), name, fill=INK, font=font(LABEL), anchor="lm")
         left += 22 + width_of(name, LABEL) + 24
-    draw.text(
-        (left, middle), "the stronger the colour, the larger its share", fill=FAINT, font=font(SMALL), anchor="lm"
-    )
+    note = wrap("The stronger the colour, the larger its share. Bars: mean shares.", span[1] - span[0], SMALL, 1)
+    write(draw, (span[0], middle + line_height(LABEL) + 6), note, SMALL, FAINT)
 
 
 def _bar(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, maps: Tensor) -> None:

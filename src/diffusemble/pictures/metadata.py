@@ -11,17 +11,21 @@ from PIL.PngImagePlugin import PngInfo
 DOCUMENT_KEY = "diffusemble"
 
 
-def save_png(image: Image.Image, file: str | Path, document: str, notes: Mapping[str, str] | None = None) -> None:
+def save_png(image: Image.Image, file: str | Path, document: str, notes: Mapping[str, str]) -> Path:
     """Write a PNG with ``document`` (the configuration as YAML) and further ``notes`` as international text chunks.
+
+    Returns:
+        The file.
 
     Raises:
         FileExistsError: there is a file of that name; nothing is ever overwritten.
     """
     info = PngInfo()
-    for key, text in {**(notes or {}), DOCUMENT_KEY: document}.items():
+    for key, text in {**notes, DOCUMENT_KEY: document}.items():
         info.add_itxt(key, text)
     with Path(file).open("xb") as stream:
         image.save(stream, format="png", pnginfo=info)
+    return Path(file)
 
 
 def read_document(file: str | Path) -> str:

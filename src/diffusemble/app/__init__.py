@@ -1,0 +1,1 @@
+"""Surfaces: they parse, call and print."""

@@ -1,0 +1,220 @@
+"""``diffusemble`` on the command line: parse, call, print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffusemble.app.terminal import Commands, hush_bars, out, progress_bar
+
+if TYPE_CHECKING:
+    from diffusemble.generation import Saved
+
+app = typer.Typer(
+    cls=Commands,
+    help="Many diffusion models, one picture.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+zoo_app = typer.Typer(help="The small experts that ship with the package.", invoke_without_command=True)
+app.add_typer(zoo_app, name="zoo")
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file, or a picture that was saved before.")]
+Experts = Annotated[
+    list[str] | None,
+    typer.Option("--experts", "-e", help="Folder, hub id, .safetensors file, zoo:NAME or zoo:GROUP; once for each."),
+]
+Ensemble = Annotated[str | None, typer.Option(help="Folder of a saved or trained ensemble.")]
+Aggregator = Annotated[str | None, typer.Option("--aggregator", "-a", help="How to combine experts, such as mean.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any key of the configuration, as key=value.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys on top of the file.")]
+
+
+@app.callback()
+def diffusemble(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")] = False,
+) -> None:
+    """Many diffusion models, one picture."""
+    if version:
+        from diffusemble import __version__
+
+        out().print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to draw.")] = None,
+    config: Config = None,
+    experts: Experts = None,
+    ensemble: Ensemble = None,
+    aggregator: Aggregator = None,
+    negative: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="One picture of every prompt for each seed.")] = None,
+    images: Annotated[int | None, typer.Option("--images", "-n", min=1, help="Seeds, counting up from --seed.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps (50).")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale (7.5); 1 switches it off.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim (default), pndm, dpm++ or euler.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, such as 512x768.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Also a sheet: each expert, mean, ensemble.")] = False,
+    attention: Annotated[bool, typer.Option("--attention", help="Also who drew what, where and when.")] = False,
+    output: Annotated[str | None, typer.Option("--out", "-o", help="Folder (outputs), or a name.png.")] = None,
+    sets: Set = None,
+) -> None:
+    """Draw pictures. Without experts, the zoo's trained ensemble draws.
+
+    Every picture carries its configuration: `diffusemble generate --config picture.png` draws it again.
+    """
+    from diffusemble.config import GenerateConfig
+    from diffusemble.settings import load_config
+
+    flags = {
+        **_given(prompts=prompts, experts=experts, ensemble=ensemble, aggregator=aggregator, negative=negative),
+        **_given(seeds=_seeds(seed, images), steps=steps, guidance=guidance, scheduler=scheduler),
+        **_given(compare=compare or None, attention=attention or None, **_size(size)),
+    }
+    if flags or sets:
+        flags["made_with"] = None  # another picture; there is nothing to compare it with
+    run = load_config(GenerateConfig, config, sets or (), **flags, **_given(out=output))
+    with progress_bar("starting") as tell:
+        from diffusemble.generation import generate as draw
+
+        hush_bars()
+        pictures = draw(run, tell)
+    _show(pictures.save())
+
+
+@app.command()
+def describe(
+    sources: Annotated[list[str] | None, typer.Argument(help="Experts, or the folder of an ensemble.")] = None,
+    ensemble: Ensemble = None,
+    aggregator: Aggregator = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels to reckon the cost for.")] = None,
+    sets: Set = None,
+) -> None:
+    """Print an ensemble: experts, sizes, points, parameters, and what a step costs."""
+    from diffusemble.config import EnsembleConfig
+    from diffusemble.settings import load_config
+
+    if sources and len(sources) == 1 and (Path(sources[0]) / "ensemble.json").is_file():
+        ensemble, sources = sources[0], None
+    flags = _given(experts=sources, ensemble=ensemble, aggregator=aggregator)
+    run = load_config(EnsembleConfig, None, sets or (), **{"device": "cpu", **flags})
+    with progress_bar("loading experts"):
+        from diffusemble.description import describe as count
+        from diffusemble.description import latent_size
+        from diffusemble.generation import build_ensemble
+
+        hush_bars()
+        whole = build_ensemble(run)
+        pixels = _size(size)
+        found = count(whole, latent_size(whole, **pixels) if pixels else None)
+    from diffusemble.app.tables import description_table
+
+    out().print(description_table(found))
+
+
+@app.command()
+def train(settings: Settings = None, config: Config = None) -> None:
+    """Train an aggregator; the same command again goes on where it stopped."""
+    from diffusemble.settings import load_config
+    from diffusemble.training.config import TrainConfig
+
+    run = load_config(TrainConfig, config, settings or ())
+    with progress_bar("starting") as tell:
+        from diffusemble.training.train import Progress
+        from diffusemble.training.train import train as learn
+
+        hush_bars()
+
+        def show(now: Progress) -> None:
+            loss = "" if now.loss is None else f", loss {now.loss:.4f}"
+            tell(now.done / now.total if now.total else 0.0, f"{now.stage} {now.done}{loss}")
+
+        folder = learn(run, progress=show)
+    out().print(f'ensemble  {folder}\ndraw:     diffusemble generate "a prompt" --ensemble {folder}', markup=False)
+
+
+@app.command()
+def evaluate(settings: Settings = None, config: Config = None) -> None:
+    """Measure an ensemble against its experts and the controls, and write the page of results."""
+    from diffusemble.evaluation.config import EvaluateConfig
+    from diffusemble.settings import load_config
+
+    run = load_config(EvaluateConfig, config, settings or ())
+    with progress_bar("starting") as tell:
+        from diffusemble.evaluation.benchmark import evaluate as measure
+
+        hush_bars()
+        measure(run, tell)
+    out().print(f"results  {run.report}", markup=False)
+
+
+@zoo_app.callback()
+def zoo(context: typer.Context) -> None:
+    """List the small experts that ship with the package."""
+    if context.invoked_subcommand is None:
+        from diffusemble import zoo
+        from diffusemble.app.tables import zoo_table
+
+        groups = zoo.groups()
+        out().print(zoo_table(groups, zoo.names(), {group for group in groups if zoo.trained_ensemble(group)}))
+
+
+@zoo_app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="An expert, such as animals.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+) -> None:
+    """Write an expert as a diffusers folder, for any program that opens Stable Diffusion."""
+    from diffusemble.zoo import folder as unpacked
+
+    source = unpacked(name.removeprefix("zoo:"))
+    if folder.exists():
+        raise ValueError(f"{folder} exists already, and nothing is overwritten. Give a folder that does not exist yet.")
+    shutil.copytree(source, folder)
+    out().print(f"folder  {folder}", markup=False)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+# -- parts of the above ------------------------------------------------------------------------------------------------
+
+
+def _given(**flags: Any) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None and value != []}
+
+
+def _seeds(seeds: list[int] | None, images: int | None) -> list[int] | None:
+    if images is None:
+        return seeds
+    if seeds and len(seeds) > 1:
+        raise ValueError(f"--images counts up from one --seed; got {len(seeds)} seeds. Leave --images out.")
+    first = seeds[0] if seeds else 0
+    return list(range(first, first + images))
+
+
+def _size(text: str | None) -> dict[str, int]:
+    if text is None:
+        return {}
+    found = re.fullmatch(r"(\d+)x(\d+)", text.lower())
+    if found is None:
+        raise ValueError(f"--size is WIDTHxHEIGHT in pixels, such as 512x768; got {text!r}.")
+    return {"width": int(found[1]), "height": int(found[2])}
+
+
+def _show(saved: Saved) -> None:
+    rows = [("picture", file) for file in saved.pictures] + [("maps", file) for file in saved.attention]
+    rows += [("settings", saved.settings)] + ([("sheet", saved.sheet)] if saved.sheet else [])
+    for what, file in rows:
+        out().print(f"{what:<9} {file}", markup=False)

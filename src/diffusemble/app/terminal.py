@@ -1,0 +1,118 @@
+"""How the command line speaks: quiet libraries, one progress bar, one clear message when something is wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from typer import Exit
+from typer.core import TyperGroup
+
+MISTAKE, INTERRUPTED = 2, 130
+"""Exit codes: something the user can mend, and Ctrl-C."""
+
+
+class Commands(TyperGroup):
+    """The commands, with ``--debug`` anywhere among their arguments, and messages in place of tracebacks."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take ``--debug`` out, wherever it stands."""
+        ctx.meta["debug"] = "--debug" in args
+        return super().parse_args(ctx, [one for one in args if one != "--debug"])
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; what a user can mend becomes one message."""
+        debug: bool = ctx.meta["debug"]
+        if not debug:
+            hush()
+        _listen(logging.DEBUG if debug else logging.WARNING)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say_error("interrupted")
+            raise Exit(INTERRUPTED) from None
+        except Exception as error:
+            message = advice(error)
+            if debug or message is None:
+                raise
+            say_error(message)
+            raise Exit(MISTAKE) from None
+
+
+def advice(error: Exception) -> str | None:
+    """What to tell about an error that a user can mend; nothing about a defect of ours."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"{error}\nDraw fewer pictures at a time (--set batch=1), or smaller ones (--size)."
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}. It belongs to an extra: pip install 'diffusemble[train,evaluate]'."
+    if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
+        return str(error) or type(error).__name__
+    return None
+
+
+def hush() -> None:
+    """Silence what libraries say that a user cannot act on; has to come before their import."""
+    warnings.filterwarnings("ignore")
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def hush_bars() -> None:
+    """Switch off the loading bars of diffusers and transformers; imports both."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
+
+
+def out() -> Console:
+    """Where results go; made when it is used, so that redirected output is honoured."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def err() -> Console:
+    """Where messages and progress go."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say_error(message: str) -> None:
+    """One red message."""
+    err().print(Text("error: ", style="bold red"), Text(message, style="red"), sep="")
+
+
+@contextmanager
+def progress_bar(first: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar with time left while the block runs; gives ``tell(share, what)``. Shown on terminals only."""
+    console = err()
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(first, total=None)
+
+        def tell(share: float, what: str) -> None:
+            # Until something is done there is nothing to reckon the time from: the bar just moves.
+            bar.update(task, total=1.0 if share > 0 else None, completed=share, description=what)
+
+        yield tell
+
+
+class _Speaker(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        label = record.levelname.lower()
+        style = "yellow" if record.levelno >= logging.WARNING else "dim"
+        err().print(Text(f"{label}: ", style=f"bold {style}"), Text(record.getMessage(), style=style), sep="")
+
+
+def _listen(level: int) -> None:
+    log = logging.getLogger("diffusemble")
+    log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Speaker)] + [_Speaker()]
+    log.setLevel(level)
+    log.propagate = False
