@@ -59,8 +59,9 @@ def export(ensemble: EnsembleDenoiser, folder: Path) -> None:
     Raises:
         StorageError: it could not be written.
     """
-    scratch = folder / ".export"
+    scratch = folder.with_name(f".{folder.name}.export")  # beside it, so that relative references hold
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         ensemble.save_pretrained(scratch)
         for file in sorted(scratch.iterdir()):
             sync(file)

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-
-class _Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from diffusemble.config import AggregatorConfig, Schema, Seed, Text, Texts
 
 
-class AggregatorConfig(_Closed):
-    """What to train: a row of ``registry.AGGREGATORS`` and its own options, such as ``{preset: small}``."""
-
-    name: str = "sabw"
-    options: dict[str, Any] = {}
-
-
-class DataConfig(_Closed):
+class DataConfig(Schema):
     """Captioned pictures.
 
     Attributes:
@@ -54,7 +45,7 @@ class HeldOutConfig(DataConfig):
     every: int = Field(default=500, gt=0)
 
 
-class SamplesConfig(_Closed):
+class SamplesConfig(Schema):
     """A sheet of pictures the ensemble draws from fixed prompts and seeds.
 
     Attributes:
@@ -63,18 +54,19 @@ class SamplesConfig(_Closed):
         steps: denoising steps per picture.
     """
 
-    prompts: tuple[str, ...] = Field(min_length=1)
+    prompts: Texts
     every: int = Field(default=500, gt=0)
     steps: int = Field(default=50, gt=0)
     guidance: float = Field(default=7.5, ge=0)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
 
-class TrainConfig(_Closed):
+class TrainConfig(Schema):
     """One training run; the defaults are those of AFA (ICLR 2025) for SD 1.5.
 
     Attributes:
         experts: folders, hub ids, ``.safetensors`` files or ``zoo:<group>``, in the order of their maps.
+        base: folder, hub id or ``zoo:<name>`` that gives single files the parts they lack.
         data: what to train on.
         output: folder of the result, the log and the checkpoint; the same folder again goes on where it stopped.
         aggregator: what to train.
@@ -98,10 +90,11 @@ class TrainConfig(_Closed):
         tensorboard: also write event files to ``<output>/tensorboard``.
     """
 
-    experts: tuple[str, ...] = Field(min_length=1)
+    experts: Texts
+    base: Text | None = None
     data: DataConfig
     output: Path
-    aggregator: AggregatorConfig = AggregatorConfig()
+    aggregator: AggregatorConfig = AggregatorConfig(name="sabw")
     held_out: HeldOutConfig | None = None
     samples: SamplesConfig | None = None
     size: int = Field(default=512, gt=0)
@@ -118,22 +111,17 @@ class TrainConfig(_Closed):
     drop_prompt: float = Field(default=0.1, ge=0, le=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     log_every: int = Field(default=10, gt=0)
     save_every: int = Field(default=500, gt=0)
     tensorboard: bool = False
-
-    @field_validator("experts", mode="before")
-    @classmethod
-    def _one_or_many(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> TrainConfig:
         if self.batch % self.accumulate:
             raise ValueError(
                 f"batch must be a multiple of accumulate, so that all parts weigh the same; got batch {self.batch} and "
-                f"accumulate {self.accumulate}. Change one of them."
+                f"accumulate {self.accumulate}. Change one of them"
             )
         return self
 

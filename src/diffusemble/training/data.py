@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import functools
-import glob
 import json
 import logging
+import re
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 from diffusemble.training.config import DataConfig
 
@@ -136,7 +138,7 @@ def _stamp(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-# -- webdataset --------------------------------------------------------------------------------------------------------
+# -- webdataset: consecutive members of a .tar with one base name are one sample ---------------------------------------
 
 
 def _webdataset(config: DataConfig) -> Source:
@@ -144,54 +146,76 @@ def _webdataset(config: DataConfig) -> Source:
         raise ValueError("Webdataset shards hold pictures and captions alone: leave out data.where, root, file_column.")
     shards = _shards(config.path)
     stamp = json.dumps([(shard, *_stamp(Path(shard))) for shard in shards])
-    return Source(stamp, functools.partial(_stream, shards, config.text_column))
+    return Source(stamp, lambda: _stream(shards, config.text_column))
 
 
 def _shards(path: str) -> list[str]:
-    import webdataset
-
-    folder = Path(path)
-    found = (
-        sorted(glob.glob(str(folder / "*.tar"))) if folder.is_dir() else list(webdataset.shardlists.expand_urls(path))
-    )
-    missing = [shard for shard in found if ":" not in shard and not Path(shard).is_file()]
+    found = sorted(map(str, Path(path).glob("*.tar"))) if Path(path).is_dir() else expand_braces(path)
+    missing = [shard for shard in found if "://" not in shard and not Path(shard).is_file()]
     if not found or missing:
+        problem = f"{missing[0]} does not exist" if missing else f"{path} has none"
         raise ValueError(
-            f"Webdataset needs .tar shards; {missing[0] + ' does not exist' if missing else path + ' has none'}. Give "
-            f"a folder of .tar files, one file, or a pattern such as 'shards/{{000..009}}.tar'."
+            f"Webdataset needs .tar shards; {problem}. Give a folder of .tar files, one file or address, or a pattern "
+            f"such as 'shards/{{000..009}}.tar'."
         )
     return found
 
 
-def _stream(shards: list[str], text_column: str | None) -> Iterator[Picture]:
-    import webdataset
-
-    # Every process that streams needs the whole stream: who encodes what is decided later.
-    samples = webdataset.WebDataset(
-        shards, shardshuffle=False, nodesplitter=lambda parts: parts, handler=_skip_damaged, empty_check=False
-    )
-    for sample in samples:
-        kind = next((kind for kind in PICTURE_TYPES if kind in sample), None)
-        name = f"{sample['__url__']}:{sample['__key__']}"
-        caption = _caption_of(sample, text_column)
-        if kind is None or caption is None:
-            log.warning(
-                "Skipped %s: a sample needs a picture (%s) and a .txt or .json.", name, ", ".join(PICTURE_TYPES)
-            )
-            continue
-        yield Picture(f"{name}.{kind}", caption, functools.partial(bytes, sample[kind]))
+def expand_braces(pattern: str) -> list[str]:
+    """``"a{08..10}.tar"`` to ``["a08.tar", "a09.tar", "a10.tar"]``."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.groups()
+    numbers = range(int(first), int(last) + 1)
+    return [
+        rest
+        for number in numbers
+        for rest in expand_braces(f"{pattern[: match.start()]}{number:0{len(first)}d}{pattern[match.end() :]}")
+    ]
 
 
-def _caption_of(sample: Mapping[str, Any], text_column: str | None) -> str | None:
+def _stream(shards: Sequence[str], text_column: str | None) -> Iterator[Picture]:
+    for shard in shards:
+        try:
+            for key, sample in _samples(shard):
+                kind = next((kind for kind in PICTURE_TYPES if kind in sample), None)
+                caption = _caption_of(sample, text_column)
+                if kind is None or caption is None:
+                    kinds = ", ".join(PICTURE_TYPES)
+                    log.warning("Skipped %s:%s: a sample needs a picture (%s) and a .txt or .json.", shard, key, kinds)
+                else:
+                    yield Picture(f"{shard}:{key}.{kind}", caption, functools.partial(bytes, sample[kind]))
+        except (tarfile.TarError, OSError) as error:
+            log.warning("Skipped the rest of the shard %s: %s", shard, error)
+
+
+def _samples(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Base name and files by ending of every sample, read from front to end as the bytes come."""
+    key, sample = "", dict[str, bytes]()
+    opener = urlopen if "://" in shard else functools.partial(open, mode="rb")
+    with opener(shard) as opened, tarfile.open(fileobj=opened, mode="r|*") as archive:
+        for member in archive:
+            folder, _, name = member.name.rpartition("/")
+            stem, _, ending = name.partition(".")
+            content = archive.extractfile(member)
+            if content is None:
+                continue
+            if f"{folder}/{stem}" != key and sample:
+                yield key.lstrip("/"), sample
+                sample = {}
+            key = f"{folder}/{stem}"
+            sample[ending.lower()] = content.read()
+    if sample:
+        yield key.lstrip("/"), sample
+
+
+def _caption_of(sample: Mapping[str, bytes], text_column: str | None) -> str | None:
     if "txt" in sample and text_column is None:
         return sample["txt"].decode("utf-8", errors="replace").strip()
-    fields = json.loads(sample["json"]) if "json" in sample else {}
-    for name in TEXT_COLUMNS if text_column is None else (text_column,):
-        if name in fields:
-            return str(fields[name])
-    return None
-
-
-def _skip_damaged(error: Exception) -> bool:
-    log.warning("Skipped the rest of a damaged shard: %s", error)
-    return True
+    try:
+        fields = json.loads(sample.get("json", b"{}"))
+    except ValueError:
+        return None
+    found = (fields.get(name) for name in (TEXT_COLUMNS if text_column is None else (text_column,)))
+    return next((str(text) for text in found if text is not None), None)

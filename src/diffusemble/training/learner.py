@@ -126,5 +126,5 @@ class Learner:
         raise FloatingPointError(
             f"Step {step} gave a loss of {loss} with a gradient of norm {norm}; both must stay finite. Nothing of this "
             f"step was kept, and the last checkpoint is whole. Lower rate (now {self.config.rate:g}), lengthen warmup "
-            f"(now {self.config.warmup}) or use a wider precision (now {self.config.precision}), in another output folder."
+            f"(now {self.config.warmup}) or widen precision (now {self.config.precision}), in another output folder."
         )

@@ -1,0 +1,69 @@
+"""A small training run: two real experts, a handful of pictures; also a script that trains in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffusemble.experts.expert import Expert
+from diffusemble.training.config import TrainConfig
+from diffusemble.training.train import train
+from tiny import tiny_pipeline, tiny_unet
+
+UNET = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+}
+
+
+def small_experts(count: int = 2) -> tuple[Expert, ...]:
+    experts = []
+    for seed in range(count):
+        pipeline = tiny_pipeline(seed, unet=tiny_unet(seed, **UNET))
+        parts = {name: part for name, part in pipeline.components.items() if name != "unet"}
+        experts.append(Expert(f"expert {seed}", pipeline.unet, parts, type(pipeline)))
+    return tuple(experts)
+
+
+def write_pictures(folder: Path, count: int = 14, held: int = 4) -> None:
+    """``count`` noise pictures of 20 x 24, the last ``held`` of them held out."""
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (count, 20, 24, 3), dtype=np.uint8)
+    rows = []
+    for number in range(count):
+        Image.fromarray(pixels[number]).save(folder / f"{number}.png")
+        split = "train" if number < count - held else "held"
+        rows.append({"file_name": f"{number}.png", "text": f"picture {number}", "split": split})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def small_config(data: Path, output: Path, **changes: Any) -> TrainConfig:
+    """Eight steps, everything logged, a checkpoint every third step."""
+    settings = {
+        "experts": "made in code",
+        "data": {"path": str(data), "where": {"split": "train"}},
+        "held_out": {"path": str(data), "where": {"split": "held"}, "count": 3, "buckets": 2, "every": 4},
+        "aggregator": {"options": {"preset": "tiny"}},
+        "cache": data.parent / "cache",
+        "output": output,
+        "size": 16,
+        "steps": 8,
+        "batch": 4,
+        "rate": 1e-2,
+        "log_every": 1,
+        "save_every": 3,
+    }
+    return TrainConfig.model_validate({**settings, **changes})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()), small_experts())
