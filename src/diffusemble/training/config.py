@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ class DataConfig(Schema):
     path: str
     kind: Literal["imagefolder", "list", "webdataset"] = "imagefolder"
     root: str | None = None
-    where: dict[str, str] = {}
+    where: Mapping[str, str] = {}
     file_column: str | None = None
     text_column: str | None = None
 

@@ -193,8 +193,8 @@ def _stream(shards: Sequence[str], text_column: str | None) -> Iterator[Picture]
 def _samples(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Base name and files by ending of every sample, read from front to end as the bytes come."""
     key, sample = "", dict[str, bytes]()
-    opener = urlopen if "://" in shard else functools.partial(open, mode="rb")
-    with opener(shard) as opened, tarfile.open(fileobj=opened, mode="r|*") as archive:
+    stream: Any = urlopen(shard) if "://" in shard else Path(shard).open("rb")  # noqa: SIM115 (closed below)
+    with stream as opened, tarfile.open(fileobj=opened, mode="r|*") as archive:
         for member in archive:
             folder, _, name = member.name.rpartition("/")
             stem, _, ending = name.partition(".")

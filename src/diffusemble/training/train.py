@@ -1,6 +1,6 @@
 """Train an aggregator: experts frozen, captioned pictures in, an ensemble folder out (AFA, ICLR 2025, section 3.3).
 
-accelerate launch -m diffusemble.training.train config.yaml
+accelerate launch -m diffusemble.training.train config.yaml [key=value]...
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import InitProcessGroupKwargs
@@ -23,6 +22,7 @@ from diffusers import DDPMScheduler
 
 from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.expert import Expert
+from diffusemble.settings import load_config
 from diffusemble.training.chance import seed_of
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
@@ -112,7 +112,7 @@ def build_ensemble(config: TrainConfig, experts: Sequence[Expert] | None, device
     if experts is None:
         from diffusemble.experts.load import load_experts
 
-        experts = load_experts(list(config.experts))
+        experts = load_experts(config.experts, base=config.base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "weights"))
         aggregator = build_aggregator(
@@ -163,11 +163,13 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train what one YAML file describes."""
+    """Train what a YAML file describes, with ``key=value`` on top."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if len(arguments) != 1:
-        raise SystemExit("Give one configuration file: accelerate launch -m diffusemble.training.train config.yaml")
-    train(TrainConfig.model_validate(yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))))
+    if not arguments:
+        raise SystemExit(
+            "Give a configuration: accelerate launch -m diffusemble.training.train config.yaml [key=value]..."
+        )
+    train(load_config(TrainConfig, arguments[0], arguments[1:]))
 
 
 if __name__ == "__main__":

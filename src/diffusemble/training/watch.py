@@ -7,9 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from diffusemble.experts.expert import Expert
+from diffusemble.settings import dump_config
 from diffusemble.training.checkpoint import export, load_checkpoint, save_checkpoint
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.corpus import Corpus
@@ -61,8 +60,7 @@ class Watch:
             self.step, self.best, self.losses = state["step"], state["best"], state["losses"]
             log.info("Going on from step %d of %s", self.step, self.folder)
         if self.main:
-            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-            replace_file(self.folder / "config.yaml", text.encode())
+            replace_file(self.folder / "config.yaml", dump_config(self.config).encode())
             self.log = RunLog(self.folder, self.step, self.config.tensorboard)
         self._since = time.monotonic()
 
