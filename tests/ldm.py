@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 Rules = Sequence[tuple[str, Any]]
+NONE: Mapping[str, Tensor] = {}
 
 RESNET: Rules = (
     (r"\.norm1\.", ".in_layers.0."),
@@ -58,8 +59,11 @@ OPEN_CLIP: Rules = (
 )
 
 
-def save_ldm(pipeline: Any, file: Path, *, without: Sequence[str] = ()) -> Path:
-    """Write ``pipeline`` to one safetensors file in LDM layout, leaving out the parts named in ``without``."""
+def save_ldm(pipeline: Any, file: Path, *, without: Sequence[str] = (), extra: Mapping[str, Tensor] = NONE) -> Path:
+    """Write ``pipeline`` to one safetensors file in LDM layout.
+
+    ``without`` names parts to leave out, ``extra`` adds tensors.
+    """
     parts = {"unet": unet, "vae": vae, "text_encoder": clip, "text_encoder_2": open_clip}
     sdxl = hasattr(pipeline, "text_encoder_2")
     prefix = {
@@ -74,7 +78,9 @@ def save_ldm(pipeline: Any, file: Path, *, without: Sequence[str] = ()) -> Path:
         if name not in without and getattr(pipeline, name, None) is not None
         for key, tensor in convert(getattr(pipeline, name)).items()
     }
-    save_file(tensors, file)
+    if "text_encoder" not in without:  # what real files carry beside the weights
+        tensors[prefix["text_encoder"] + "text_model.embeddings.position_ids"] = torch.arange(16)[None]
+    save_file({**tensors, **extra, "betas": torch.zeros(3)}, file)
     return file
 
 

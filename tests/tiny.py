@@ -15,6 +15,8 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from diffusemble.experts.expert import Expert
+
 WIDTH = 32  # of every text encoder
 LENGTH = 16  # tokens of a prompt
 
@@ -148,3 +150,14 @@ def tiny_sdxl_pipeline(seed: int = 0, **parts: Any) -> StableDiffusionXLPipeline
     pipeline = StableDiffusionXLPipeline(**made, add_watermarker=False, **parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def as_expert(pipeline: Any, name: str = "expert") -> Expert:
+    """The expert that a pipeline in memory is, without a source."""
+    parts = {part: value for part, value in pipeline.components.items() if value is not None}
+    settings = {
+        key: pipeline.config[key]
+        for key in ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
+        if key in pipeline.config
+    }
+    return Expert(name, parts.pop("unet"), {**parts, **settings}, type(pipeline))

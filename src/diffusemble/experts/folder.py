@@ -12,8 +12,9 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
 
-from diffusemble.experts.checksums import variant_of
+from diffusemble.experts.checksums import read_index, variant_of
 from diffusemble.experts.sources import INDEX, Source
 
 
@@ -44,14 +45,16 @@ def pin(source: Source) -> Source:
     """
     if source.kind != "hub":
         return source
-    from huggingface_hub import hf_hub_download
-
     try:
-        return replace(
-            source, revision=Path(hf_hub_download(source.where, INDEX, revision=source.revision)).parent.name
-        )
+        return replace(source, revision=_index_folder(source.where, source.revision).name)
     except (OSError, ValueError) as error:
         raise ValueError(_not_on_hub(source, error)) from error
+
+
+def _index_folder(where: str, revision: str | None) -> Path:
+    if Path(where).is_dir():
+        return Path(where)
+    return Path(hf_hub_download(where, INDEX, revision=revision)).parent
 
 
 def open_folder(
@@ -62,7 +65,7 @@ def open_folder(
     Raises:
         ValueError: its pipeline class is not one of diffusers', or a part cannot be opened.
     """
-    name = DiffusionPipeline.load_config(where, **({} if revision is None else {"revision": revision}))["_class_name"]
+    name = read_index(_index_folder(where, revision))["_class_name"]
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None
     if cls is None:
         raise ValueError(f"{where} needs the pipeline class {name!r}, which this version of diffusers does not have.")

@@ -59,11 +59,14 @@ def open_file(file: Path, base: Source | None, dtype: torch.dtype) -> tuple[Diff
     settings: dict[str, Any] = {} if base is None else {"config": _where(base), "revision": base.revision}
     try:
         with quiet():
-            pipeline = cls.from_single_file(str(file), dtype=dtype, **settings, **parts)
+            pipeline = cls.from_single_file(str(file), **settings, **parts)
     except (ValueError, RuntimeError, KeyError, TypeError, OSError, SingleFileComponentError) as error:
         raise ValueError(_does_not_fit(file, base, cls, error)) from error
     _check_complete(pipeline, keys, file, base)
     _check_prediction(pipeline, keys, file)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(dtype)  # only now: diffusers cannot convert a tensor that is missing, and says so in riddles
     return pipeline, {WEIGHTS: sha256(file), **_base_checksums(base, inside)}
 
 

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffusemble import EnsembleDenoiser, load_experts, zoo
+from diffusemble.experts.folder import quiet
+from diffusemble.experts.sources import Source, parse_source
+from ldm import save_ldm
+from tiny import tiny_pipeline, tiny_sdxl_pipeline
+
+
+def copied(models: Path, tmp_path: Path, name: str = "rock") -> Path:
+    return Path(shutil.copytree(models / name, tmp_path / name))
+
+
+def test_a_folder_gives_the_weights_and_their_checksums(models: Path) -> None:
+    (expert,) = load_experts(models / "rock")
+    stored = load_file(models / "rock/unet/diffusion_pytorch_model.safetensors")
+    assert expert.denoiser.state_dict().keys() == stored.keys()
+    assert all(torch.equal(tensor, stored[key]) for key, tensor in expert.denoiser.state_dict().items())
+    assert (expert.name, expert.source, expert.base) == ("rock", str(models / "rock"), None)
+    assert set(expert.files) == {
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }
+    for file, checksum in expert.files.items():
+        assert hashlib.sha256((models / "rock" / file).read_bytes()).hexdigest() == checksum
+
+
+def test_equal_parts_are_kept_once(models: Path) -> None:
+    rock, fern, moss = load_experts([models / name for name in ("rock", "fern", "moss")])
+    assert rock.components["vae"] is fern.components["vae"] is moss.components["vae"]
+    assert fern.components["text_encoder"] is moss.components["text_encoder"]
+    assert rock.components["text_encoder"] is not fern.components["text_encoder"]
+    assert fern.denoiser is not moss.denoiser
+
+
+def test_parts_with_equal_weights_that_compute_differently_stay_apart(models: Path, tmp_path: Path) -> None:
+    folder = copied(models, tmp_path)
+    config = json.loads((folder / "text_encoder/config.json").read_text())
+    (folder / "text_encoder/config.json").write_text(json.dumps({**config, "hidden_act": "gelu"}))
+    one, other = load_experts([models / "rock", folder])
+    assert one.components["text_encoder"] is not other.components["text_encoder"]
+
+
+def test_names_are_those_of_the_folders_and_stay_unique(models: Path) -> None:
+    experts = load_experts([models / "rock", models / "fern", models / "rock"])
+    assert [expert.name for expert in experts] == ["rock", "fern", "rock 2"]
+    assert [e.name for e in load_experts([models / "rock", models / "fern"], names=["a", "b"])] == ["a", "b"]
+    with pytest.raises(ValueError, match=r"got 1 names \(a\) for 2 experts .*Give 2 names, or none"):
+        load_experts([models / "rock", models / "fern"], names=["a"])
+    with pytest.raises(ValueError, match="Two experts are called 'a'"):
+        load_experts([models / "rock", models / "fern"], names=["a", "a"])
+
+
+def test_weights_come_in_float32_unless_asked_otherwise(models: Path, tmp_path: Path) -> None:
+    tiny_pipeline().to(torch.float16).save_pretrained(tmp_path / "half")
+    for dtype in (None, torch.float32, torch.float16):
+        (expert,) = load_experts(tmp_path / "half", dtype=dtype)
+        for part in (expert.denoiser, expert.components["vae"], expert.components["text_encoder"]):
+            assert {tensor.dtype for tensor in part.parameters()} == {dtype or torch.float32}
+
+
+def test_a_folder_that_has_only_half_precision_files_opens(tmp_path: Path) -> None:
+    tiny_pipeline().to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    (expert,) = load_experts(tmp_path)
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in expert.files
+
+
+def test_sharded_weights_are_all_checked(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    pipeline.save_pretrained(tmp_path)
+    (tmp_path / "unet/diffusion_pytorch_model.safetensors").unlink()
+    pipeline.unet.save_pretrained(tmp_path / "unet", max_shard_size="1MB")
+    (expert,) = load_experts(tmp_path)
+    assert sum(file.startswith("unet/") for file in expert.files) == 3
+    assert torch.equal(expert.denoiser.conv_out.weight, pipeline.unet.conv_out.weight)
+
+
+def test_an_sdxl_folder_keeps_the_settings_of_its_pipeline(tmp_path: Path) -> None:
+    pipeline = tiny_sdxl_pipeline(force_zeros_for_empty_prompt=False)
+    pipeline.save_pretrained(tmp_path)
+    experts = load_experts([tmp_path, tmp_path])
+    assert experts[0].components["force_zeros_for_empty_prompt"] is False
+    assert EnsembleDenoiser(experts).pipeline().config.force_zeros_for_empty_prompt is False
+
+
+@pytest.fixture
+def tiny_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zoo of tiny models in the place of the shipped one."""
+    base = tiny_pipeline().to(torch.float16)
+    base.save_pretrained(tmp_path / "weights/base")
+    (tmp_path / "weights/experts").mkdir()
+    for number, name in enumerate(zoo.names()[1:], start=1):
+        delta = {"conv_in.bias": base.unet.conv_in.bias + number}
+        save_file(delta, tmp_path / f"weights/experts/{name}.safetensors")
+    monkeypatch.setattr("diffusemble.zoo.experts.WEIGHTS", tmp_path / "weights")
+    monkeypatch.setenv("DIFFUSEMBLE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("tiny_zoo")
+def test_the_zoo_gives_one_expert_or_a_group() -> None:
+    group = load_experts("zoo:topics")
+    (alone,) = load_experts("zoo:animals")
+    assert [expert.name for expert in group] == ["people", "animals", "things"]
+    assert alone.source == "zoo:animals"
+    assert alone.files == group[1].files == {"weights": zoo.fingerprint("animals")}
+    assert len({expert.files["weights"] for expert in group}) == 3
+    assert group[0].components["vae"] is group[2].components["vae"]
+    assert not torch.equal(group[0].denoiser.conv_in.bias, group[1].denoiser.conv_in.bias)
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub without a network: only what lies in its cache folder, an empty one."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def fill_cache(hub: Path, model: Path) -> None:
+    entry = hub / f"models--quarry--{model.name}"
+    shutil.copytree(model, entry / "snapshots" / COMMIT)
+    (entry / "refs").mkdir()
+    (entry / "refs/main").write_text(COMMIT)
+
+
+def test_a_hub_repository_is_pinned_to_its_commit(models: Path, offline: Path) -> None:
+    fill_cache(offline, models / "rock")
+    (latest,) = load_experts("quarry/rock")
+    (local,) = load_experts(models / "rock")
+    assert (latest.name, latest.source) == ("rock", f"quarry/rock@{COMMIT}")
+    assert latest.files == local.files
+    assert load_experts(latest.source)[0].source == latest.source
+
+
+def test_a_hub_repository_completes_a_file(models: Path, offline: Path, tmp_path: Path) -> None:
+    fill_cache(offline, models / "rock")
+    pipeline = tiny_pipeline(4)
+    (expert,) = load_experts(save_ldm(pipeline, tmp_path / "a.safetensors", without=["vae"]), base="quarry/rock")
+    assert expert.base == f"quarry/rock@{COMMIT}"
+    assert torch.equal(expert.denoiser.conv_out.weight, pipeline.unet.conv_out.weight)
+
+
+@pytest.mark.usefixtures("offline")
+def test_an_unreachable_repository_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"quarry/rock@v1 is not a local path, and no repository.*Check the spelling"):
+        load_experts("quarry/rock@v1")
+    file = save_ldm(tiny_pipeline(), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="quarry/rock is not a local path"):
+        load_experts(file, base="quarry/rock")
+
+
+def test_loading_prints_nothing(models: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_experts(models / "rock")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_quiet_restores_what_it_switched_off() -> None:
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with quiet():
+        assert not logging.is_progress_bar_enabled()
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "source"),
+    [
+        ("org/name", Source("hub", "org/name")),
+        ("org/na.me-1@v1.0", Source("hub", "org/na.me-1", "v1.0")),
+        ("zoo:base", Source("zoo", "base")),
+    ],
+)
+def test_sources_read_back_as_written(given: str, source: Source) -> None:
+    assert parse_source(given) == (source,)
+    assert str(source) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("nowhere/to/be/found", r"no file or folder nowhere/to/be/found \(looked in .*Check the path"),
+        ("./nowhere", r"no file or folder \./nowhere"),
+        ("gone.safetensors", r"no file or folder gone\.safetensors"),
+        (Path("org/name"), "no file or folder org/name"),
+        ("model.ckpt", r"model\.ckpt is a pickle file, and opening one can run any program"),
+        ("org/model.pth", "is a pickle file"),
+        ("https://example.org/org/name", "is a web address.*Give the repository's id, or download the file"),
+        ("zoo:dragons", "no model or group 'dragons'. Its groups are: topics; its models are: base, people"),
+        ("", "A source of experts is a diffusers folder, a hub id"),
+        (3, "A source of experts is .*; got 3"),
+    ],
+)
+def test_a_wrong_source_is_named(given: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_experts([given])
+
+
+def test_no_source_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one source; got none"):
+        load_experts([])
+
+
+def test_a_pickle_is_refused_although_it_exists(tmp_path: Path) -> None:
+    file = tmp_path / "rock.ckpt"
+    torch.save({}, file)
+    with pytest.raises(ValueError, match=r"rock\.ckpt is a pickle file.*\.safetensors version"):
+        load_experts(file)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rock.yaml").write_text("a: 1")
+    with pytest.raises(ValueError, match=r"rock\.yaml is a \.yaml file, but a source is"):
+        load_experts(tmp_path / "rock.yaml")
+
+
+def test_a_folder_that_is_no_model_says_what_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"not a diffusers model: that has a model_index.json, but it is empty"):
+        load_experts(tmp_path)
+    (tmp_path / "rock.safetensors").touch()
+    with pytest.raises(ValueError, match=r"it holds rock.safetensors. Give the file .*rock.safetensors itself"):
+        load_experts(tmp_path)
+
+
+def test_a_folder_with_a_damaged_index_is_named(models: Path, tmp_path: Path) -> None:
+    folder = copied(models, tmp_path)
+    (folder / "model_index.json").write_text("{")
+    with pytest.raises(ValueError, match=r"rock/model_index.json is not readable JSON"):
+        load_experts(folder)
+
+
+def test_a_folder_without_a_denoiser_is_refused(models: Path, tmp_path: Path) -> None:
+    folder = copied(models, tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "unet": [None, None]}))
+    with pytest.raises(ValueError, match="StableDiffusionPipeline without a denoiser"):
+        load_experts(folder)
+
+
+def test_a_pipeline_class_that_diffusers_does_not_have_is_refused(models: Path, tmp_path: Path) -> None:
+    folder = copied(models, tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "RockPipeline"}))
+    with pytest.raises(ValueError, match="needs the pipeline class 'RockPipeline'"):
+        load_experts(folder)
+
+
+def test_missing_pickled_and_damaged_weights_are_named(models: Path, tmp_path: Path) -> None:
+    folder = copied(models, tmp_path)
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(
+        ValueError, match=r"rock/unet/diffusion_pytorch_model.safetensors is missing, cut off or damaged"
+    ):
+        load_experts(folder)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"rock/unet has no weights; experts are read from \.safetensors files"):
+        load_experts(folder)
+    file.with_suffix(".bin").touch()
+    with pytest.raises(ValueError, match=r"rock/unet has only pickle files \(\.bin\).*safe_serialization=True"):
+        load_experts(folder)
+
+
+def test_a_folder_that_lacks_a_part_is_named(models: Path, tmp_path: Path) -> None:
+    folder = copied(models, tmp_path)
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(ValueError, match=r"rock cannot be opened \(.*Copy or download the folder again"):
+        load_experts(folder)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffusemble import EnsembleDenoiser, load_experts
+from ldm import save_ldm
+from tiny import (
+    tiny_pipeline,
+    tiny_scheduler,
+    tiny_sdxl_pipeline,
+    tiny_sdxl_unet,
+    tiny_text_encoder,
+    tiny_unet,
+    tiny_vae,
+)
+
+
+def assert_equal_weights(mine: Any, other: Any) -> None:
+    assert mine.state_dict().keys() == other.state_dict().keys()
+    for key, tensor in mine.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[key]), key
+
+
+def test_a_complete_file_gives_every_weight_bit_for_bit(models: Path, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(5, vae=tiny_vae(5))
+    (expert,) = load_experts(save_ldm(pipeline, tmp_path / "opal.safetensors"), base=models / "rock")
+    assert_equal_weights(expert.denoiser, pipeline.unet)
+    assert_equal_weights(expert.components["vae"], pipeline.vae)
+    assert_equal_weights(expert.components["text_encoder"], pipeline.text_encoder)
+    assert (expert.name, expert.base, list(expert.files)) == ("opal", str(models / "rock"), ["weights"])
+    assert expert.denoiser.training is False
+
+
+def test_an_sdxl_file_gives_both_text_encoders(tmp_path: Path) -> None:
+    # The encoders differ in width, as the real ones do: diffusers tells them apart by it.
+    second = tiny_text_encoder(9, projection=True, hidden_size=48)
+    pipeline = tiny_sdxl_pipeline(2, text_encoder_2=second, unet=tiny_sdxl_unet(2, cross_attention_dim=80))
+    pipeline.save_pretrained(tmp_path / "base")
+    (expert,) = load_experts(save_ldm(pipeline, tmp_path / "opal.safetensors"), base=tmp_path / "base")
+    assert expert.pipeline_class is type(pipeline)
+    assert_equal_weights(expert.denoiser, pipeline.unet)
+    for part in ("vae", "text_encoder", "text_encoder_2"):
+        assert_equal_weights(expert.components[part], getattr(pipeline, part))
+
+
+def test_what_a_file_lacks_comes_from_the_first_folder_and_is_shared(models: Path, tmp_path: Path) -> None:
+    file = save_ldm(tiny_pipeline(5), tmp_path / "opal.safetensors", without=["vae", "text_encoder"])
+    opal, rock, fern = load_experts([file, models / "rock", models / "fern"])
+    assert opal.base == str(models / "rock")
+    assert opal.components["vae"] is rock.components["vae"]
+    assert opal.components["text_encoder"] is rock.components["text_encoder"]
+    assert opal.files["base:text_encoder/model.safetensors"] == rock.files["text_encoder/model.safetensors"]
+    assert "text_encoder/model.safetensors" not in opal.files
+    assert EnsembleDenoiser([opal, rock, fern]).pipeline().vae is rock.components["vae"]
+
+
+def test_the_base_completes_the_given_part_only(models: Path, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(5)
+    file = save_ldm(pipeline, tmp_path / "opal.safetensors", without=["vae"])
+    opal, rock = load_experts([file, models / "rock"], base=models / "fern")
+    assert opal.base == str(models / "fern")
+    assert rock.base is None
+    assert_equal_weights(opal.components["text_encoder"], pipeline.text_encoder)
+    assert list(opal.files) == ["weights"]
+
+
+def test_a_file_of_another_architecture_is_refused_with_the_base(models: Path, tmp_path: Path) -> None:
+    file = save_ldm(tiny_pipeline(unet=tiny_unet(block_out_channels=(16, 16, 32, 48))), tmp_path / "wide.safetensors")
+    with pytest.raises(
+        ValueError, match=r"wide.safetensors cannot be read as StableDiffusionPipeline with the config.*rock"
+    ):
+        load_experts(file, base=models / "rock")
+
+
+def test_a_file_with_missing_or_left_over_tensors_is_refused(models: Path, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    without = {"model.diffusion_model.rock.weight": torch.zeros(2)}
+    with pytest.raises(
+        ValueError, match=r"opal.safetensors has 685 denoiser tensors, but the configuration of .*has 684"
+    ):
+        load_experts(save_ldm(pipeline, tmp_path / "opal.safetensors", extra=without), base=models / "rock")
+    del pipeline.unet.mid_block.attentions[0].norm.bias
+    with pytest.raises(ValueError, match=r"lacks the tensor 'mid_block.attentions.0.norm.bias' of the unet, which the"):
+        load_experts(save_ldm(pipeline, tmp_path / "part.safetensors"), base=models / "rock")
+
+
+def test_a_file_that_is_marked_as_predicting_v_needs_such_a_base(models: Path, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(5, scheduler=tiny_scheduler(prediction_type="v_prediction"))
+    pipeline.save_pretrained(tmp_path / "base")
+    file = save_ldm(pipeline, tmp_path / "opal.safetensors", extra={"v_pred": torch.zeros(0)})
+    with pytest.raises(ValueError, match="marked as predicting v, but its configuration says 'epsilon'"):
+        load_experts(file, base=models / "rock")
+    assert load_experts(file, base=tmp_path / "base")[0].name == "opal"
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("lora_unet_mid.alpha", "a LoRA"),
+        ("control_model.out.weight", "a ControlNet"),
+        ("down_blocks.0.weight", "a diffusers denoiser alone"),
+        ("rock", "something else"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, key: str, what: str) -> None:
+    save_file({key: torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=f"other.safetensors is no Stable Diffusion checkpoint: .*seems to be {what}"):
+        load_experts(tmp_path / "other.safetensors")
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "opal.safetensors").write_bytes(b"not a header")
+    with pytest.raises(ValueError, match=r"opal.safetensors is missing, cut off or damaged"):
+        load_experts(tmp_path / "opal.safetensors")
+
+
+def test_the_base_must_be_one_folder(models: Path, tmp_path: Path) -> None:
+    file = save_ldm(tiny_pipeline(), tmp_path / "opal.safetensors")
+    for base in (file, "zoo:topics"):
+        with pytest.raises(ValueError, match="base must be one diffusers folder, hub id or zoo model; got"):
+            load_experts(file, base=base)
+
+
+def test_without_base_and_network_the_message_says_what_to_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    file = save_ldm(tiny_pipeline(), tmp_path / "opal.safetensors")
+    with pytest.raises(
+        ValueError, match=r"the default configuration, which diffusers fetches from the hub .*Give base="
+    ):
+        load_experts(file)
