@@ -41,6 +41,7 @@ def _switched(value: Any) -> Any:
 
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(listed), Field(min_length=1)]
+Prompts = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Side = Annotated[int, Field(gt=0, multiple_of=8)]
 
@@ -127,7 +128,7 @@ class GenerateConfig(EnsembleConfig):
     """A run of ``generate``: draw what, how.
 
     Attributes:
-        prompts: what to draw; every prompt is drawn once per seed.
+        prompts: what to draw; every prompt is drawn once per seed. An empty one leaves it to the experts.
         negative: what not to draw, for all prompts.
         seeds: one picture of every prompt for each.
         steps: denoising steps.
@@ -141,7 +142,7 @@ class GenerateConfig(EnsembleConfig):
         made_with: written by ``generate``; compared when the configuration is drawn again.
     """
 
-    prompts: Texts
+    prompts: Prompts
     negative: str = ""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(listed), Field(min_length=1)] = (0,)
     steps: int = Field(default=50, ge=1)

@@ -75,6 +75,8 @@ def generate(
     from diffusemble.config import GenerateConfig
     from diffusemble.settings import load_config
 
+    if not prompts and config is None and not any(one.startswith("prompts") for one in sets or ()):
+        raise ValueError('There is nothing to draw. Give a prompt: diffusemble generate "a tiger, noto style".')
     flags = {
         **_given(prompts=prompts, experts=experts, ensemble=ensemble, aggregator=aggregator, negative=negative),
         **_given(seeds=_seeds(seed, images), steps=steps, guidance=guidance, scheduler=scheduler),
