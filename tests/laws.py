@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import randomised, tiny_unet
 from torch import Tensor, nn
 
 from diffusemble import EnsembleDenoiser, build_aggregator, pack_text, record_attention
 from diffusemble.aggregators import load_aggregator, save_aggregator
 from diffusemble.aggregators.base import Aggregator
+from tiny import randomised, tiny_unet
 
 IMAGES, EXPERTS, TOKENS, TEXT = 2, 3, 7, 20
 LATENTS = (4, 9, 13)
@@ -27,7 +27,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {"sabw": {"preset": "tiny"}}
 
 @dataclass(frozen=True)
 class Call:
-    """Arguments of one denoiser call: noisy latents ``[b c h w]``, timesteps ``[b]``, one text ``[b s d]`` per expert."""
+    """One denoiser call: noisy latents ``[b c h w]``, timesteps ``[b]``, a text ``[b s d]`` for every expert."""
 
     sample: Tensor
     timestep: Tensor
@@ -132,7 +132,7 @@ def the_order_of_experts_does_not_matter(name: str) -> None:
 
 
 def reorder(aggregator: Aggregator, order: Sequence[int]) -> dict[str, Tensor]:
-    """Weights for experts in another ``order``: what reads the stacked features and what writes the logits is sorted."""
+    """Weights for experts in another ``order``: what reads the stacked features and what writes logits is sorted."""
     weights = dict(aggregator.state_dict())
     for key, tensor in weights.items():
         if key.endswith("conv_in.weight"):

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from laws import LAWS, what_is_saved_is_loaded
 
 from diffusemble.registry import AGGREGATORS
+from laws import LAWS, what_is_saved_is_loaded
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -63,13 +63,14 @@ class AggregatorOptions(BaseModel):
 class Aggregator(nn.Module):
     """Weights the features of n experts at k points.
 
-    Subclasses set ``Options`` and implement ``weigh``.
+    Subclasses set ``Options``, and ``presets`` if some of their options have names together, and implement ``weigh``.
 
     Raises:
         ValueError: ``options.points`` names a point that does not exist or leaves the last one out.
     """
 
     Options: ClassVar[type[AggregatorOptions]] = AggregatorOptions
+    presets: ClassVar[Mapping[str, Mapping[str, int]]] = {}
 
     def __init__(self, sizes: Sizes, options: AggregatorOptions) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ def weighted_sum(features: Sequence[Tensor], maps: Float[Tensor, "b n h w"]) -> 
     """y = Σ_i A_i ⊙ y_i for features y_i ``[b c h w]`` and maps A ``[b n h w]`` (AFA, eq. 5)."""
     total = features[0] * maps[:, :1]
     for index in range(1, len(features)):
-        total = torch.addcmul(total, features[index], maps[:, index : index + 1])
+        total.addcmul_(features[index], maps[:, index : index + 1])
     return total
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from diffusemble.aggregators.base import Aggregator
 
 
+@runtime_checkable
 class Recorded(Protocol):
     """What is recorded: anything with an aggregator and named points, such as ``EnsembleDenoiser``."""
 

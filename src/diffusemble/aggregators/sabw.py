@@ -90,6 +90,7 @@ class SABW(Aggregator):
     """One ``SABWPoint`` per aggregated point; weights are the softmax of its logits over the experts (AFA, eq. 4-5)."""
 
     Options: ClassVar[type[AggregatorOptions]] = SABWOptions
+    presets = PRESETS
     options: SABWOptions
 
     def __init__(self, sizes: Sizes, options: SABWOptions) -> None:

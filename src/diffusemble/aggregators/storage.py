@@ -20,10 +20,10 @@ HEADER_KEY = "diffusemble.aggregator"
 def create(name: str, sizes: Sizes, options: dict[str, Any]) -> Aggregator:
     """Build the aggregator ``name`` for the given sizes; ``options`` are those of its ``Options`` model."""
     cls: type[Aggregator] = lookup(AGGREGATORS, name, "aggregator")
-    unknown = set(options) - set(cls.Options.model_fields) - {"preset"}
-    if unknown:
-        known = ", ".join(cls.Options.model_fields)
-        raise ValueError(f"Aggregator {name!r} has no option {sorted(unknown)[0]!r}. Its options are: {known}.")
+    known = [*cls.Options.model_fields, *(["preset"] if cls.presets else [])]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"Aggregator {name!r} has no option {option!r}. Its options are: {', '.join(known)}.")
     return cls(sizes, cls.Options(**options))
 
 
@@ -79,6 +79,9 @@ def load_published(folder: str | Path) -> Aggregator:
     parts = sorted(folder.glob("aggregator_*"), key=lambda part: int(part.name.rsplit("_", 1)[1]))
     if not parts:
         raise ValueError(f"{folder} holds no aggregator_0, aggregator_1, ... folders. Give the release's folder.")
+    for index, part in enumerate(parts):
+        if part.name != f"aggregator_{index}":
+            raise ValueError(f"{folder} holds {part.name} but no aggregator_{index}. Copy the whole release again.")
     configs = [json.loads((part / "config.json").read_text()) for part in parts]
     first = configs[0]
     for part, config in zip(parts, configs, strict=True):

@@ -1,0 +1,14 @@
+"""Under pytest, the shapes and types in the signatures of the mathematics layer are checked on every call."""
+
+from __future__ import annotations
+
+from jaxtyping import install_import_hook
+
+CHECKED = (
+    "diffusemble.aggregators",
+    "diffusemble.fusion",
+    "diffusemble.merging.methods",
+    "diffusemble.training.objective",
+)
+
+install_import_hook(CHECKED, "beartype.beartype")
