@@ -79,14 +79,20 @@ def test_a_file_of_another_architecture_is_refused_with_the_base(models: Path, t
 
 def test_a_file_with_missing_or_left_over_tensors_is_refused(models: Path, tmp_path: Path) -> None:
     pipeline = tiny_pipeline()
-    without = {"model.diffusion_model.rock.weight": torch.zeros(2)}
+    left_over = {"model.diffusion_model.rock.weight": torch.zeros(2)}
     with pytest.raises(
         ValueError, match=r"opal.safetensors has 685 denoiser tensors, but the configuration of .*has 684"
     ):
-        load_experts(save_ldm(pipeline, tmp_path / "opal.safetensors", extra=without), base=models / "rock")
-    del pipeline.unet.mid_block.attentions[0].norm.bias
-    with pytest.raises(ValueError, match=r"lacks the tensor 'mid_block.attentions.0.norm.bias' of the unet, which the"):
-        load_experts(save_ldm(pipeline, tmp_path / "part.safetensors"), base=models / "rock")
+        load_experts(save_ldm(pipeline, tmp_path / "opal.safetensors", extra=left_over), base=models / "rock")
+    for part, module, reason in (
+        ("unet", pipeline.unet.conv_in, "it lacks tensors that this configuration has"),
+        ("text_encoder", pipeline.text_encoder.final_layer_norm, "lacks the tensor 'final_layer_norm.bias'"),
+    ):
+        bias, module.bias = module.bias, None
+        file = save_ldm(pipeline, tmp_path / f"{part}.safetensors")
+        module.bias = bias
+        with pytest.raises(ValueError, match=rf"{part}.safetensors .*{reason}"):
+            load_experts(file, base=models / "rock")
 
 
 def test_a_file_that_is_marked_as_predicting_v_needs_such_a_base(models: Path, tmp_path: Path) -> None:

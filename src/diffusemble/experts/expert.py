@@ -6,7 +6,6 @@ import hashlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -43,10 +42,10 @@ class Expert:
 
     name: str
     denoiser: nn.Module
-    components: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    components: Mapping[str, Any] = field(default_factory=dict)
     pipeline_class: type | None = None
     source: str | None = None
-    files: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    files: Mapping[str, str] = field(default_factory=dict)
     base: str | None = None
 
 

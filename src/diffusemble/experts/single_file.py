@@ -29,6 +29,10 @@ _PARTS = {
     "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.transformer."),
     "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),
 }
+_REMEDY = (
+    "Give base= a diffusers folder or hub id of the file's own architecture; it also supplies the parts that the file "
+    "lacks. If that is what it was, copy or download the file again."
+)
 _OTHERS = {
     "lora_": "a LoRA",
     "control_model.": "a ControlNet",
@@ -59,14 +63,11 @@ def open_file(file: Path, base: Source | None, dtype: torch.dtype) -> tuple[Diff
     settings: dict[str, Any] = {} if base is None else {"config": _where(base), "revision": base.revision}
     try:
         with quiet():
-            pipeline = cls.from_single_file(str(file), **settings, **parts)
+            pipeline = cls.from_single_file(str(file), dtype=dtype, **settings, **parts)
     except (ValueError, RuntimeError, KeyError, TypeError, OSError, SingleFileComponentError) as error:
         raise ValueError(_does_not_fit(file, base, cls, error)) from error
     _check_complete(pipeline, keys, file, base)
     _check_prediction(pipeline, keys, file)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.to(dtype)  # only now: diffusers cannot convert a tensor that is missing, and says so in riddles
     return pipeline, {WEIGHTS: sha256(file), **_base_checksums(base, inside)}
 
 
@@ -104,17 +105,16 @@ def _refuse_others(file: Path, keys: frozenset[str]) -> None:
 
 
 def _check_complete(pipeline: DiffusionPipeline, keys: frozenset[str], file: Path, base: Source | None) -> None:
-    """Every tensor of the configuration came from somewhere, and every tensor of the file's denoiser was used."""
+    """Every tensor came from somewhere and every denoiser tensor of the file was used; diffusers checks neither."""
     configuration = f"the configuration of {base or 'its default repository'}"
-    remedy = "Give a complete file, or base= a diffusers folder of the file's own architecture."
     for part, module in pipeline.components.items():
         tensors: Mapping[str, torch.Tensor] = module.state_dict() if isinstance(module, torch.nn.Module) else {}
         for key, tensor in tensors.items():
             if tensor.is_meta:
-                raise ValueError(f"{file} lacks the tensor {key!r} of the {part}, which {configuration} has. {remedy}")
+                raise ValueError(f"{file} lacks the tensor {key!r} of the {part}, which {configuration} has. {_REMEDY}")
     came, used = sum(key.startswith(_DENOISER) for key in keys), len(pipeline.unet.state_dict())
     if came != used:
-        raise ValueError(f"{file} has {came} denoiser tensors, but {configuration} has {used} of them. {remedy}")
+        raise ValueError(f"{file} has {came} denoiser tensors, but {configuration} has {used} of them. {_REMEDY}")
 
 
 def _check_prediction(pipeline: DiffusionPipeline, keys: frozenset[str], file: Path) -> None:
@@ -130,8 +130,7 @@ def _does_not_fit(file: Path, base: Source | None, cls: type, error: Exception) 
     where = (
         f"the configuration of {base}" if base else "the default configuration, which diffusers fetches from the hub"
     )
-    reason = f"there is no {error}" if isinstance(error, KeyError) else first_sentence(error)
-    return (
-        f"{file} cannot be read as {cls.__name__} with {where} ({reason}). Give base= a diffusers folder or hub id of "
-        f"the file's own architecture; it also supplies the parts that the file lacks."
-    )
+    reason = f"it lacks {error}" if isinstance(error, KeyError) else first_sentence(error)
+    if "meta tensor" in reason:  # what diffusers stumbles over when a tensor was not there to be read
+        reason = "it lacks tensors that this configuration has"
+    return f"{file} cannot be read as {cls.__name__} with {where} ({reason}). {_REMEDY}"
