@@ -211,6 +211,8 @@ def build_aggregator(name: str, denoisers: Sequence[nn.Module], **options: Any) 
 
 def split_inputs(inputs: Mapping[str, Any], n: int) -> tuple[dict[str, Any], ...]:
     """One set of denoiser inputs per expert: packed text is unpacked, everything else is shared."""
+    if inputs["encoder_hidden_states"] is None:
+        raise ValueError("An ensemble needs encoder_hidden_states: pass pack_text([...]), one embedding per expert.")
     # Contiguous, so that an expert computes bit for bit what it computes alone.
     text = [part.contiguous() for part in unpack_text(inputs["encoder_hidden_states"], n)]
     own = tuple({**inputs, "encoder_hidden_states": part} for part in text)

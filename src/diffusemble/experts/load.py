@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -96,10 +95,10 @@ def _open(request: Request, dtype: torch.dtype, shared: dict[str, nn.Module]) ->
     return Expert(
         name=request.name,
         denoiser=denoiser,
-        components=MappingProxyType({**_settings(pipeline), **_share(parts, shared)}),
+        components={**_settings(pipeline), **_share(parts, shared)},
         pipeline_class=type(pipeline),
         source=str(source),
-        files=MappingProxyType(files),
+        files=files,
         base=None if request.base is None else str(request.base),
     )
 
