@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffusemble.aggregators.base import Context
 from diffusemble.aggregators.storage import create, name_of
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensemble import EnsembleDenoiser, blocks_of
 from diffusemble.experts.expert import Expert
-from diffusemble.experts.text import pack_text
 
 TEXT_TOKENS = 77  # Stable Diffusion's prompt length, for experts that come without a tokenizer
 
@@ -77,11 +76,9 @@ def describe(ensemble: EnsembleDenoiser, latent_size: tuple[int, int] | None = N
     """
     own = ensemble.config.sample_size
     height, width = latent_size or ((own, own) if isinstance(own, int) else own)
-    with torch.device("meta"):
-        twin, inputs = _without_weights(ensemble), _inputs(ensemble, height, width)
-        packed = _packed(inputs, len(ensemble.experts))
-        cost, one = _operations(twin, packed), _operations(twin.denoisers[0], inputs)
-        grids = _grids(twin, packed)
+    with torch.device("meta"), torch.no_grad():
+        walk = _walk(ensemble, height, width)
+        mixing = _mixing(ensemble, walk)
     aggregator = ensemble.aggregator
     options = ", ".join(f"{key} {value}" for key, value in aggregator.options.model_dump().items())
     return Description(
@@ -92,11 +89,11 @@ def describe(ensemble: EnsembleDenoiser, latent_size: tuple[int, int] | None = N
         points=tuple(
             Point(name, channels, grid, index in aggregator.points)
             for index, (name, channels, grid) in enumerate(
-                zip(ensemble.points, aggregator.sizes.channels, grids, strict=True)
+                zip(ensemble.points, aggregator.sizes.channels, walk.grids, strict=True)
             )
         ),
-        expert_flops=one,
-        ensemble_flops=cost,
+        expert_flops=walk.flops,
+        ensemble_flops=len(ensemble.experts) * walk.flops + mixing,
     )
 
 
@@ -118,10 +115,39 @@ def latent_size(ensemble: EnsembleDenoiser, height: int, width: int) -> tuple[in
 # -- parts of the above; on the meta device, where tensors have shapes but no numbers ----------------------------------
 
 
-def _without_weights(ensemble: EnsembleDenoiser) -> EnsembleDenoiser:
-    denoisers = [type(denoiser).from_config(denoiser.config).eval() for denoiser in ensemble.denoisers]
+@dataclass(frozen=True)
+class Walk:
+    """One pass of one expert: its operations, the grid of every point, and the context for an aggregator."""
+
+    flops: int
+    grids: tuple[tuple[int, int], ...]
+    context: Context
+
+
+def _walk(ensemble: EnsembleDenoiser, height: int, width: int) -> Walk:
+    first = ensemble.denoisers[0]
+    blocks = blocks_of(type(first).from_config(first.config).eval())
+    inputs = _inputs(ensemble, height, width)
+    grids = []
+    with FlopCounterMode(display=False) as counter:
+        flow = blocks.open(inputs.pop("sample"), inputs.pop("timestep"), inputs)
+        for name in blocks.names:
+            hidden = blocks.run(name, flow)
+            grids.append((hidden.shape[2], hidden.shape[3]))
+            flow = blocks.join(name, flow, hidden)
+        blocks.close(flow.hidden)
+    return Walk(counter.get_total_flops(), tuple(grids), Context(flow.text, flow.time))
+
+
+def _mixing(ensemble: EnsembleDenoiser, walk: Walk) -> int:
+    """Operations of the aggregator at all its points."""
     own = ensemble.aggregator
-    return EnsembleDenoiser(denoisers, create(name_of(own), own.sizes, own.options.model_dump())).eval()
+    twin = create(name_of(own), own.sizes, own.options.model_dump()).eval()
+    with FlopCounterMode(display=False) as counter:
+        for point in sorted(twin.points):
+            feature = torch.zeros(1, own.sizes.channels[point], *walk.grids[point])
+            twin(point, [feature] * own.sizes.experts, walk.context)
+    return counter.get_total_flops()
 
 
 def _inputs(ensemble: EnsembleDenoiser, height: int, width: int) -> dict[str, Any]:
@@ -139,32 +165,6 @@ def _inputs(ensemble: EnsembleDenoiser, height: int, width: int) -> dict[str, An
         added = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 1)}
         inputs["added_cond_kwargs"] = added
     return inputs
-
-
-def _packed(inputs: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """``inputs`` of one denoiser, its texts packed n times."""
-    packed = {**inputs, "encoder_hidden_states": pack_text([inputs["encoder_hidden_states"]] * n)}
-    if "added_cond_kwargs" in inputs:
-        added = inputs["added_cond_kwargs"]
-        packed["added_cond_kwargs"] = {**added, "text_embeds": pack_text([added["text_embeds"]] * n)}
-    return packed
-
-
-@torch.no_grad()
-def _operations(model: nn.Module, inputs: Mapping[str, Any]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        model(**inputs)
-    return counter.get_total_flops()
-
-
-@torch.no_grad()
-def _grids(twin: EnsembleDenoiser, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Height and width of every point's feature, seen by an aggregator that aggregates them all."""
-    grids: list[tuple[int, int]] = []
-    probe = EnsembleDenoiser(list(twin.denoisers), "mean")
-    probe.aggregator.register_forward_hook(lambda _, args, mixed: grids.append(tuple(mixed.maps.shape[2:])))
-    probe(**inputs)
-    return grids
 
 
 def _expert(expert: Expert) -> ExpertDescription:

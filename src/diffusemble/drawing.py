@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from diffusemble.aggregators.recording import AttentionMaps, record_attention
 from diffusemble.config import GenerateConfig, nearest
@@ -143,12 +144,14 @@ def _run(
 
 
 def _keep(maps: AttentionMaps, choice: MapChoice, batch: int, config: GenerateConfig) -> list[tuple[PointMaps, ...]]:
+    def at(point: int, step: int) -> Tensor:
+        extra = len(maps[point]) - config.steps  # PNDM evaluates its second time twice
+        # The last `batch` maps are those of the prompts; guidance puts the negative ones before them.
+        return maps[point][0 if step == 1 else step - 1 + extra][-batch:]
+
     def of(image: int) -> Iterator[PointMaps]:
         for point, name in choice.points.items():
-            calls = maps[point]
-            extra = len(calls) - config.steps  # PNDM calls the denoiser twice in its first step
-            # The last `batch` maps are those of the prompts; guidance puts the negative ones before them.
-            yield PointMaps(name, choice.steps, tuple(calls[step - 1 + extra][-batch:][image] for step in choice.steps))
+            yield PointMaps(name, choice.steps, tuple(at(point, step)[image] for step in choice.steps))
 
     return [tuple(of(image)) for image in range(batch)]
 
