@@ -42,7 +42,9 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{file} is damaged ({error}). Remove it to start this run again.") from error
+        raise ValueError(
+            f"{file} is damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__}). Remove it to start this run again."
+        ) from error
     for key in sorted(identity.keys() | state["identity"].keys()):
         now, then = identity.get(key), state["identity"].get(key)
         if now != then:

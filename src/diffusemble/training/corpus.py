@@ -127,9 +127,10 @@ def _to_latents(squares: Sequence[Tensor], vae: Any) -> Tensor:
 
 
 def _texts(captions: Sequence[str], config: TrainConfig, pipeline: Any, report: Report) -> Shelf:
-    encoders = [pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)]
-    weights = fingerprint(encoder for encoder in encoders if encoder is not None)
-    cache = Cache(config.cache_folder, "text", "\n".join(captions), weights, str(pipeline.tokenizer.get_vocab()))
+    encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
+    tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
+    tokens = [str(tokenizer(["", *captions], truncation=True).input_ids) for tokenizer in tokenizers]
+    cache = Cache(config.cache_folder, "text", type(pipeline).__name__, fingerprint(encoders), *tokens)
     if not cache.complete:
         number = 0
         # The empty prompt is shard 0 by itself: guidance may want something else than the encoding of "".

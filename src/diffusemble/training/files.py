@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def replace_file(file: Path, data: bytes) -> None:
         os.replace(temporary, file)
         sync(file.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise StorageError(
             f"Could not write {file} ({len(data) / 2**20:.1f} MiB): {error.strerror or error}. What was there before "
             f"is untouched. Free some space or choose another folder, and run the same command again: it goes on from "

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 from diffusers import DDPMScheduler
 
@@ -157,6 +157,8 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))  # the others wait while the first one encodes
     precision: Any = "no" if config.precision == "fp32" else config.precision
     try:
+        if config.precision == "fp16" and PartialState().device.type == "cpu":
+            raise ValueError("precision 'fp16' needs an accelerator; this is a CPU. Choose 'bf16' or 'fp32'.")
         yield Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
     finally:
         AcceleratorState._reset_state()
