@@ -14,15 +14,19 @@ from recipes.zoo.settings import DEVICE, WORK, plan_of
 from recipes.zoo.unet import Corpus, Parts, noise_loss
 
 
-def make(work: Path = WORK) -> None:
-    """Train the experts and write `work/experts/<topic>`."""
-    topics = [topic for topic in groups()["topics"] if not (work / "experts" / topic / "config.json").exists()]
-    if not topics:
+def fine_tune(topic: str, work: Path) -> None:
+    """Train one expert and write `work/experts/<topic>`."""
+    if (work / "experts" / topic / "config.json").exists():
         return
-    plan, parts = plan_of("experts"), Parts.load(work)
-    rows = [row for row in read_rows(work) if row["split"] == "train"]
-    for topic in topics:
-        corpus = Corpus.load(parts, [row for row in rows if row["topic"] == topic], work, variants=4)
-        unet = UNet2DConditionModel.from_pretrained(work / "unet").to(DEVICE, memory_format=torch.channels_last).train()
-        average = train(unet, noise_loss(corpus, unet, plan), plan, work / "training" / topic)
-        average.save_pretrained(work / "experts" / topic)
+    plan, rows = plan_of("experts"), read_rows(work)
+    own = [row for row in rows if row["split"] == "train" and row["topic"] == topic]
+    corpus = Corpus.load(Parts.load(work), own, work, variants=4)
+    unet = UNet2DConditionModel.from_pretrained(work / "unet").to(DEVICE, memory_format=torch.channels_last).train()
+    average = train(unet, noise_loss(corpus, unet, plan), plan, work / "training" / topic)
+    average.save_pretrained(work / "experts" / topic)
+
+
+def make(work: Path = WORK) -> None:
+    """Train the experts."""
+    for topic in groups()["topics"]:
+        fine_tune(topic, work)

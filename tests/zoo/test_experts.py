@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from diffusemble.zoo import experts, folder, groups, names
 
@@ -29,8 +30,10 @@ def test_every_model_opens_in_diffusers_and_draws(name: str, cache: Path) -> Non
 
 
 def test_weights_lie_in_float16(cache: Path) -> None:
-    unet = UNet2DConditionModel.from_pretrained(folder("things", cache) / "unet", torch_dtype="auto")
-    assert {p.dtype for p in unet.parameters()} == {torch.float16}
+    files = list(folder("things", cache).rglob("*.safetensors"))
+    assert len(files) == 3
+    for path in files:
+        assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
 
 
 def test_experts_differ_from_the_base_in_the_denoiser_alone(cache: Path) -> None:
