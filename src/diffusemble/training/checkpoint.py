@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,10 +40,8 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
         return None
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(
-            f"{file} is damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__}). Remove it to start this run again."
-        ) from error
+    except Exception as error:  # whatever the bytes happen to mean to the unpickler
+        raise ValueError(f"{file} is damaged ({_short(error)}). Remove it to start this run again.") from error
     for key in sorted(identity.keys() | state["identity"].keys()):
         now, then = identity.get(key), state["identity"].get(key)
         if now != then:
