@@ -34,9 +34,12 @@ def parameters(built: Aggregator) -> int:
     return sum(parameter.numel() for parameter in built.parameters())
 
 
-@pytest.mark.parametrize(("n", "millions"), [(2, 42.425), (3, 45.132), (6, 53.254)])
-def test_paper_preset_has_the_published_sizes(n: int, millions: float):
-    assert round(parameters(aggregator("sd15", n, preset="paper")) / 1e6, 3) == millions
+@pytest.mark.parametrize(
+    ("size", "n", "millions"),
+    [("sd15", 2, 42.425), ("sd15", 3, 45.132), ("sd15", 6, 53.254), ("sdxl", 2, 44.027), ("sdxl", 3, 45.750)],
+)
+def test_paper_preset_has_the_published_sizes(size: str, n: int, millions: float):
+    assert round(parameters(aggregator(size, n, preset="paper")) / 1e6, 3) == millions
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("lite", 32.8), ("small", 12.5)])
