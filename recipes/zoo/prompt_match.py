@@ -27,7 +27,7 @@ from recipes.zoo.unet import shift
 
 UNSEEN = 0.24  # of the concepts that the experts do not draw: about 300, kept for the test
 VARIANTS = 2  # of every picture: as it is, and moved and softened
-STEPS, BATCH, RATE, DROPOUT, SEED = 1200, 512, 2e-3, 0.3, 0
+STEPS, BATCH, RATE, DROPOUT, SEED = 600, 512, 2e-3, 0.3, 0
 log = logging.getLogger("recipes.zoo")
 
 

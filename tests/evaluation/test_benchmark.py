@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusemble.settings import load_config
 from diffusemble.evaluation.benchmark import ensemble_folder, evaluate
 from diffusemble.evaluation.config import EvaluateConfig
 from diffusemble.evaluation.results import Results
+from diffusemble.settings import load_config
 from tests.evaluation.tiny_zoo import save_tiny_ensemble, tiny_config, write_pictures
 
 SYSTEMS = ("expert-0", "expert-1", "ensemble")

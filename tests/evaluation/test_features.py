@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from diffusemble.evaluation.convnets import EFFICIENTNET_LITE0, MOBILENET_V2, ConvNet
 from diffusemble.evaluation.features import NETS, FeatureNet, package_file
+from diffusemble.evaluation.statistics import Moments, frechet_distance, kernel_distance
 
 
 @pytest.fixture(scope="module", params=list(NETS))
@@ -70,3 +72,30 @@ def test_unknown_net_and_missing_package_are_named():
 def test_no_torchvision(net):
     assert "torchvision" not in sys.modules
     assert Path(package_file(NETS[net.name].package, NETS[net.name].file, "")).suffix == ".pth"
+
+
+def shapes(count: int, seed: int) -> Tensor:
+    """White pictures ``[n 3 64 64]`` with three discs and boxes of random place, size and colour."""
+    generator = torch.Generator().manual_seed(seed)
+    pages = torch.ones(count, 3, 64, 64)
+    grid = torch.stack(torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij"))
+    for page in pages:
+        for kind in range(3):
+            centre, colour = 64 * torch.rand(2, 1, 1, generator=generator), torch.rand(3, 1, generator=generator)
+            away = (grid - centre).abs()
+            inside = (away.norm(dim=0) if kind % 2 else away.amax(dim=0)) < 6 + 14 * torch.rand(1, generator=generator)
+            page[:, inside] = colour
+    return pages
+
+
+@pytest.mark.slow
+def test_distances_rise_with_blur_and_see_noise(net):
+    reference, drawn = net(shapes(80, 0)).numpy(), shapes(40, 1)
+    blurred = [drawn, *(avg_pool2d(drawn, 2 * r + 1, 1, r, count_include_pad=False) for r in (1, 2, 4))]
+    features = [net(images).numpy() for images in blurred]
+    frechet = [frechet_distance(Moments.of(reference), Moments.of(found)) for found in features]
+    kernel = [kernel_distance(found, reference) for found in features]
+    assert frechet == sorted(frechet)
+    assert kernel == sorted(kernel)
+    noise = 0.05 * torch.randn(drawn.shape, generator=torch.Generator().manual_seed(2))
+    assert kernel_distance(net((drawn + noise).clamp(0, 1)).numpy(), reference) > kernel[1]

