@@ -46,7 +46,7 @@ def build_pipeline(
         parts["controlnet"] = _reading_first(parts["controlnet"], len(experts))
     if "requires_safety_checker" in parameters:
         parts["requires_safety_checker"] = parts.get("safety_checker") is not None
-    for name in ("safety_checker", "feature_extractor"):
+    for name in getattr(cls, "_optional_components", ()):
         parts.setdefault(name, None)
     for name, parameter in parameters.items():
         if name not in parts and parameter.default is parameter.empty:
