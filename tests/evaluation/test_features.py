@@ -10,7 +10,7 @@ from torch.nn.functional import avg_pool2d
 
 from diffusemble.evaluation.convnets import EFFICIENTNET_LITE0, MOBILENET_V2, ConvNet
 from diffusemble.evaluation.features import NETS, FeatureNet, package_file
-from diffusemble.evaluation.statistics import Moments, frechet_distance, kernel_distance
+from diffusemble.evaluation.statistics import Moments, frechet_distance_to, kernel_distance
 
 
 @pytest.fixture(scope="module", params=list(NETS))
@@ -93,7 +93,7 @@ def test_distances_rise_with_blur_and_see_noise(net):
     reference, drawn = net(shapes(80, 0)).numpy(), shapes(40, 1)
     blurred = [drawn, *(avg_pool2d(drawn, 2 * r + 1, 1, r, count_include_pad=False) for r in (1, 2, 4))]
     features = [net(images).numpy() for images in blurred]
-    frechet = [frechet_distance(Moments.of(reference), Moments.of(found)) for found in features]
+    frechet = [frechet_distance_to(Moments.of(reference), found) for found in features]
     kernel = [kernel_distance(found, reference) for found in features]
     assert frechet == sorted(frechet)
     assert kernel == sorted(kernel)

@@ -6,6 +6,7 @@ import pytest
 from diffusemble.evaluation.statistics import (
     Moments,
     frechet_distance,
+    frechet_distance_to,
     kernel_distance,
     kernel_gap,
     paired_bootstrap,
@@ -51,6 +52,12 @@ def test_frechet_distance_agrees_with_the_general_matrix_root():
 def test_frechet_distance_of_a_set_with_itself_is_zero(count):
     moments = Moments.of(normal(0, count, 11))
     assert frechet_distance(moments, moments) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [4, 30])
+def test_the_short_way_to_a_reference_gives_the_same(count):
+    reference, x = Moments.of(normal(0, 50, 9)), 2 * normal(1, count, 9) + 0.5
+    assert frechet_distance_to(reference, x) == pytest.approx(frechet_distance(reference, Moments.of(x)))
 
 
 def test_moments_of_parts_add_up_to_those_of_the_whole():

@@ -13,7 +13,7 @@ from diffusemble.evaluation.scores import DECODED, REAL, Array, Scores
 from diffusemble.evaluation.statistics import (
     Interval,
     Moments,
-    frechet_distance,
+    frechet_distance_to,
     kernel_distance,
     kernel_gap,
     paired_bootstrap,
@@ -170,7 +170,7 @@ def _drawn_rows(scores: Scores, best: str, config: EvaluateConfig) -> tuple[Draw
             match_gap=gap(own.match, reference.match),
             top_1=float((own.rank == 0).mean()),
             top_1_gap=gap(own.rank == 0, reference.rank == 0),
-            frechet={net: frechet_distance(moments[net], Moments.of(own.features[net])) for net in moments},
+            frechet={net: frechet_distance_to(moments[net], own.features[net]) for net in moments},
             kernel={net: kernel_distance(own.features[net], scores.reference[net]) for net in moments},
             kernel_gap={
                 net: kernel_gap(own.features[net], reference.features[net], scores.reference[net]) if other else None

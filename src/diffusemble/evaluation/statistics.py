@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,13 +49,6 @@ class Moments:
         centered = self.outer - np.outer(self.total, self.mean)
         return centered / (self.count - 1)
 
-    @cached_property
-    def root(self) -> Array:
-        """Symmetric root ``[d d]`` of the covariance, kept because one reference serves many comparisons."""
-        values, vectors = np.linalg.eigh(self.covariance)
-        root: Array = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-        return root
-
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½), the squared 2-Wasserstein distance of two Gaussians.
@@ -65,10 +57,26 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     With n features of width d and n < d the covariances are singular and the value is biased upwards: compare
     systems only at equal n.
     """
-    inner = a.root @ b.covariance @ a.root
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh((inner + inner.T) / 2), 0, None)).sum()
+    values, vectors = np.linalg.eigh(a.covariance)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    return _frechet(a, b, root @ b.covariance @ root)
+
+
+def frechet_distance_to(reference: Moments, features: ArrayLike) -> float:
+    """The same from few features ``[n d]`` to a reference, in the time of an ``[n n]`` problem.
+
+    With centred features X, Σ_a Σ_b has the nonzero eigenvalues of X Σ_a Xᵀ / (n - 1).
+    """
+    x = _matrix(features, "features")
+    centered = x - x.mean(axis=0)
+    return _frechet(reference, Moments.of(x), centered @ reference.covariance @ centered.T / (len(x) - 1))
+
+
+def _frechet(a: Moments, b: Moments, product: Array) -> float:
+    cross = np.sqrt(np.clip(np.linalg.eigvalsh((product + product.T) / 2), 0, None)).sum()
     gap = a.mean - b.mean
-    return float(max(gap @ gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross, 0.0))
+    spread = np.trace(a.covariance) + np.trace(b.covariance)
+    return float(max(gap @ gap + spread - 2 * cross, 0.0))
 
 
 def polynomial_kernel(x: Array, y: Array) -> Array:
