@@ -74,10 +74,21 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(experts: tuple[Expert, .
         assert torch.allclose(gradient, results[0][2], atol=1e-6)
 
 
-def test_gradient_checkpointing_changes_nothing(pictures: Path) -> None:
-    taken = [learner(small_experts(), pictures, gradient_checkpointing=switch).advance(0) for switch in (False, True)]
+def test_gradient_checkpointing_keeps_less_and_changes_nothing(pictures: Path) -> None:
+    taken, kept = [], []
+    for switch in (False, True):
+        run = learner(small_experts(), pictures, gradient_checkpointing=switch)
+        kept.append(0)
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            kept[-1] += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            taken.append(run.advance(0))
     assert taken[0].loss == taken[1].loss
     assert taken[0].norm == pytest.approx(taken[1].norm, rel=1e-6)
+    assert kept[1] < 0.8 * kept[0]
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

@@ -192,8 +192,8 @@ def test_sheets_show_fixed_prompts_and_seeds(experts: tuple[Expert, ...], pictur
 
 
 def test_mixed_precision_trains(pictures: Path, tmp_path: Path, whole: Path) -> None:
-    experts = small_experts()
-    train(small_config(pictures, tmp_path / "run", precision="bf16", steps=2), experts)
+    experts, samples = small_experts(), {"prompts": "one", "steps": 1}
+    train(small_config(pictures, tmp_path / "run", precision="bf16", steps=2, samples=samples), experts)
     assert experts[0].denoiser.dtype == torch.bfloat16
     weights = load_file(tmp_path / "run" / "aggregator.safetensors")
     assert all(weight.dtype == torch.float32 for weight in weights.values())

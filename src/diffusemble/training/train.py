@@ -173,7 +173,10 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit(
             "Give a configuration: accelerate launch -m diffusemble.training.train config.yaml [key=value]..."
         )
-    train(load_config(TrainConfig, arguments[0], arguments[1:]))
+    try:
+        train(load_config(TrainConfig, arguments[0], arguments[1:]))
+    finally:
+        PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -62,15 +62,17 @@ class Watch:
         if self.main:
             replace_file(self.folder / "config.yaml", dump_config(self.config).encode())
             self.log = RunLog(self.folder, self.step, self.config.tensorboard)
-        self._since = time.monotonic()
+        self._seconds, self._returned = 0.0, time.monotonic()
 
     def before(self) -> None:
         """Before the first step: where the run starts from."""
         self._measure(0)
         self._draw(0)
+        self._returned = time.monotonic()
 
     def after(self, step: int, taken: Taken) -> None:
         """After ``step`` steps."""
+        self._seconds += time.monotonic() - self._returned  # of the step alone, without what happens here
         self.losses.append(taken.loss)
         if self._due(step, self.config.log_every):
             self._write(step, taken)
@@ -80,6 +82,7 @@ class Watch:
             self._draw(step)
         if self._due(step, self.config.save_every):
             self._save(step)
+        self._returned = time.monotonic()
 
     def close(self) -> None:
         """Finish the log."""
@@ -90,12 +93,12 @@ class Watch:
         return step % every == 0 or step == self.config.steps
 
     def _write(self, step: int, taken: Taken) -> None:
-        seconds = (time.monotonic() - self._since) / len(self.losses)
+        seconds = self._seconds / len(self.losses)
         row = {"loss": sum(self.losses) / len(self.losses), "rate": taken.rate, "norm": taken.norm, "seconds": seconds}
         if self.main:
             self.log.write(step, **row)
         log.info("step %d of %d: loss %.5f, %.3f s a step", step, self.config.steps, row["loss"], seconds)
-        self.losses, self._since = [], time.monotonic()
+        self.losses, self._seconds = [], 0.0
 
     def _measure(self, step: int) -> None:
         if self.held_out is None:
