@@ -32,6 +32,7 @@ from tiny import (
     tiny_text_encoder,
     tiny_unet,
 )
+from unet_cases import IMAGE_WIDTH, load_image_prompts
 
 N = 3
 PROMPT = "a red fox"
@@ -172,6 +173,36 @@ def test_a_controlnet_steers_the_ensemble_as_it_steers_one(name: str, several: b
 
 def _unchecked(cls: type) -> dict[str, bool]:
     return {} if "XL" in cls.__name__ else {"requires_safety_checker": False}
+
+
+@pytest.mark.parametrize("build", [tiny_pipeline, tiny_sdxl_pipeline])
+def test_a_controlnet_reads_the_text_of_the_first_expert(build: Callable[[int], Any]) -> None:
+    whole = [build(seed) for seed in range(N)]
+    net = controlnet(whole[0].unet)
+    xl = build is tiny_sdxl_pipeline
+    cls = StableDiffusionXLControlNetPipeline if xl else StableDiffusionControlNetPipeline
+    pipeline = different(whole).pipeline(cls, controlnet=net)
+    texts = [torch.randn(2, 16, 64 if xl else 32) for _ in range(N)]
+    pooled = [torch.randn(2, 32) for _ in range(N)]
+    sample, hint = torch.randn(2, 4, 8, 8), torch.rand(2, 3, 16, 16)
+
+    def given(text: torch.Tensor, pool: torch.Tensor) -> dict[str, Any]:
+        added = {"text_embeds": pool, "time_ids": torch.ones(2, 6)} if xl else None
+        return {"encoder_hidden_states": text, "controlnet_cond": hint, "added_cond_kwargs": added}
+
+    mine = pipeline.controlnet(sample, 5, **given(pack_text(texts), pack_text(pooled)))
+    expected = net(sample, 5, **given(texts[0], pooled[0]))
+    assert torch.equal(mine.mid_block_res_sample, expected.mid_block_res_sample)
+
+
+def test_image_prompts_of_the_experts_are_used() -> None:
+    whole = tiny_pipeline()
+    load_image_prompts(whole.unet)
+    embeddings = torch.randn(2, 1, IMAGE_WIDTH, generator=torch.Generator().manual_seed(5))  # without, with
+    expected = draw(whole, ip_adapter_image_embeds=[embeddings], **SMALL)
+    drawn = draw(copies(as_expert(whole)).pipeline(), ip_adapter_image_embeds=[embeddings], **SMALL)
+    np.testing.assert_allclose(drawn, expected, atol=ATOL)
+    assert np.abs(expected - draw(whole, ip_adapter_image_embeds=[-embeddings], **SMALL)).max() > 0.01
 
 
 def test_a_controlnet_given_to_an_ensemble_stays_as_it_was() -> None:
