@@ -145,12 +145,16 @@ def train(settings: Settings = None, config: Config = None) -> None:
 
 
 @app.command()
-def evaluate(settings: Settings = None, config: Config = None) -> None:
+def evaluate(
+    settings: Settings = None,
+    config: Config = None,
+    protocol: Annotated[str | None, typer.Option(help="What to measure (zoo).")] = None,
+) -> None:
     """Measure an ensemble against its experts and the controls, and write the page of results."""
     from diffusemble.evaluation.config import EvaluateConfig
     from diffusemble.settings import load_config
 
-    run = load_config(EvaluateConfig, config, settings or ())
+    run = load_config(EvaluateConfig, config, settings or (), **_given(protocol=protocol))
     with progress_bar("starting") as tell:
         from diffusemble.evaluation.benchmark import evaluate as measure
 
