@@ -1,0 +1,54 @@
+"""Captioned pictures of everything that is not among the zoo's concepts: what an aggregator can learn from.
+
+The experts know their own training pictures by heart, so on those an aggregator learns whom to trust where all is known.
+Here it learns whom to trust where nothing is, which is what it will be asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from recipes.zoo.data import NAMES, STYLES, code_point, fetch, read_concepts, read_package
+from recipes.zoo.settings import WORK
+
+TOPIC_OF_GROUP = {
+    "Smileys & Emotion": "people",
+    "People & Body": "people",
+    "Animals & Nature": "animals",
+    "Food & Drink": "animals",
+    "Travel & Places": "things",
+    "Activities": "things",
+    "Objects": "things",
+    "Symbols": "things",
+}
+
+
+def unseen_rows(listed: dict[str, dict[str, str]], chosen: set[str], drawn: set[str]) -> Iterator[dict[str, str]]:
+    """Captioned pictures of emoji that are drawn but not chosen.
+
+    Args:
+        listed: emoji -> its Unicode name and group.
+        chosen: code points of the zoo's concepts, seen or held out.
+        drawn: code points that exist in every style.
+    """
+    for emoji, entry in listed.items():
+        code, topic = code_point(emoji), TOPIC_OF_GROUP.get(entry["group"])
+        if topic is None or code in chosen or code not in drawn:
+            continue
+        name = entry["name"].lower()
+        for style in STYLES:
+            file = f"{style.replace(' ', '-')}/{code}.png"
+            yield {"file_name": file, "text": f"{name}, {style} style", "style": style, "topic": topic}
+
+
+def make(work: Path = WORK) -> None:
+    """Write `work/unseen.jsonl`; its file names start at `work/icons`."""
+    if (work / "unseen.jsonl").exists():
+        return
+    listed = json.loads(read_package(fetch(NAMES, work / "packages"))["data-by-emoji.json"])
+    chosen = {concept.code for concept in read_concepts()}
+    drawn = {file.stem for file in (work / "icons/noto").glob("*.png")}
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in unseen_rows(listed, chosen, drawn))
+    (work / "unseen.jsonl").write_text(text, encoding="utf-8")
