@@ -55,8 +55,8 @@ def _write(file: Path, arrays: Arrays) -> None:
 
 
 def _replace(file: Path, write: Callable[[Path], Any]) -> None:
-    # A kill at any moment leaves either no file or the whole file.
-    temporary = file.with_suffix(".tmp")
+    # A kill at any moment leaves either no file or the whole file; two processes can share the work.
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     write(temporary)
     os.replace(temporary, file)
 
