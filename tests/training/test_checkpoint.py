@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: bytes | None) -> 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "file"
     replace_file(file, b"old")
-    (tmp_path / "folder" / ".file.partial").mkdir()  # so that the temporary file cannot be made
+    (tmp_path / "folder" / f".file.{os.getpid()}.partial").mkdir()  # so that the temporary file cannot be made
     with pytest.raises(StorageError, match=r"Could not write .*folder/file \(0.0 MiB\): .* Free some space"):
         replace_file(file, b"new")
     assert file.read_bytes() == b"old"

@@ -210,6 +210,18 @@ def test_half_precision_needs_an_accelerator(experts: tuple[Expert, ...], pictur
         train(small_config(pictures, tmp_path, precision="fp16"), experts)
 
 
+def test_experts_from_folders_and_their_ensemble_open_again(pictures: Path, tmp_path: Path) -> None:
+    for expert in small_experts():
+        expert.pipeline_class(**expert.components, unet=expert.denoiser).save_pretrained(tmp_path / expert.name)
+    sources = [str(tmp_path / "expert 0"), str(tmp_path / "expert 1")]
+    folder = train(small_config(pictures, tmp_path / "run", experts=sources, steps=2, held_out=None))
+    shutil.move(tmp_path, tmp_path.with_name("moved"))  # references are relative
+    opened = EnsembleDenoiser.from_pretrained(tmp_path.with_name("moved") / folder.name)
+    saved = load_file(tmp_path.with_name("moved") / folder.name / "aggregator.safetensors")
+    assert all(torch.equal(weight, saved[name]) for name, weight in opened.aggregator.state_dict().items())
+    assert [expert.name for expert in opened.experts] == ["expert 0", "expert 1"]
+
+
 def test_tensorboard_gets_the_log(experts: tuple[Expert, ...], pictures: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -261,7 +273,8 @@ def test_two_processes_learn_what_one_learns(pictures: Path, tmp_path: Path, who
     for mine, alone in zip(read_log(tmp_path / "run"), read_log(whole), strict=True):
         assert mine["step"] == alone["step"]
         for name in {"loss", "norm", "rate", "held_out"} & alone.keys():
-            assert mine[name] == pytest.approx(alone[name], rel=2e-3), name
+            # Sums in another order: exact to rounding at first, and then as far as eight steps carry it.
+            assert mine[name] == pytest.approx(alone[name], rel=1e-5 if mine["step"] <= 1 else 2e-3), name
     one, other = (load_file(folder / "aggregator.safetensors") for folder in (tmp_path / "run", whole))
     assert all(torch.allclose(one[name], other[name], atol=2e-3) for name in other)
     assert json.loads((tmp_path / "run" / "ensemble.json").read_text())

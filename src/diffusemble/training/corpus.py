@@ -23,7 +23,7 @@ from diffusemble.training.images import read_square
 log = logging.getLogger(__name__)
 
 SHARD = 256  # samples per shard: what a kill during encoding can cost
-PIXELS_AT_ONCE = 8 * 512 * 512  # through the VAE together
+VALUES_AT_ONCE = 8 * 3 * 512 * 512  # through the VAE together
 
 Report = Callable[[str, int, int | None], None]
 """Called with what is being encoded, how many are done, and the total where it is known."""
@@ -118,7 +118,7 @@ def _encode_pictures(chunk: Sequence[Picture], first: int, config: TrainConfig, 
 @torch.no_grad()
 def _to_latents(squares: Sequence[Tensor], vae: Any) -> Tensor:
     """Scaled latents ``[n c h w]``: the mean of the VAE's posterior, minus its shift, times its scaling factor."""
-    at_once = max(1, PIXELS_AT_ONCE // squares[0][0].numel())
+    at_once = max(1, VALUES_AT_ONCE // squares[0][0].numel())
     parts = []
     for batch in torch.stack(list(squares)).split(at_once):
         mean = vae.encode(batch.to(vae.device, vae.dtype)).latent_dist.mode()

@@ -17,7 +17,7 @@ def replace_file(file: Path, data: bytes) -> None:
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
-    temporary = file.with_name(f".{file.name}.partial")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")  # two runs may fill one cache
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
@@ -32,6 +32,12 @@ def replace_file(file: Path, data: bytes) -> None:
             f"is untouched. Free some space or choose another folder, and run the same command again: it goes on from "
             f"the last checkpoint."
         ) from error
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process was writing in ``folder``; nobody else may be writing there."""
+    for left in folder.glob(".*.partial"):
+        left.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

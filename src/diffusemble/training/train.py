@@ -168,7 +168,8 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
 
 def main(arguments: Sequence[str]) -> None:
     """Train what a YAML file describes, with ``key=value`` on top."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    level = logging.INFO if PartialState().is_main_process else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
     if not arguments:
         raise SystemExit(
             "Give a configuration: accelerate launch -m diffusemble.training.train config.yaml [key=value]..."

@@ -12,7 +12,7 @@ from diffusemble.settings import dump_config
 from diffusemble.training.checkpoint import export, load_checkpoint, save_checkpoint
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.corpus import Corpus
-from diffusemble.training.files import replace_file
+from diffusemble.training.files import remove_partial, replace_file
 from diffusemble.training.held_out import HeldOut, held_out_errors
 from diffusemble.training.learner import Learner, Taken
 from diffusemble.training.log import RunLog
@@ -60,6 +60,7 @@ class Watch:
             self.step, self.best, self.losses = state["step"], state["best"], state["losses"]
             log.info("Going on from step %d of %s", self.step, self.folder)
         if self.main:
+            remove_partial(self.folder)
             replace_file(self.folder / "config.yaml", dump_config(self.config).encode())
             self.log = RunLog(self.folder, self.step, self.config.tensorboard)
         self._seconds, self._returned = 0.0, time.monotonic()
