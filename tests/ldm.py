@@ -59,31 +59,6 @@ OPEN_CLIP: Rules = (
 )
 
 
-def save_ldm(pipeline: Any, file: Path, *, without: Sequence[str] = (), extra: Mapping[str, Tensor] = NONE) -> Path:
-    """Write ``pipeline`` to one safetensors file in LDM layout.
-
-    ``without`` names parts to leave out, ``extra`` adds tensors.
-    """
-    parts = {"unet": unet, "vae": vae, "text_encoder": clip, "text_encoder_2": open_clip}
-    sdxl = hasattr(pipeline, "text_encoder_2")
-    prefix = {
-        "unet": "model.diffusion_model.",
-        "vae": "first_stage_model.",
-        "text_encoder": "conditioner.embedders.0.transformer." if sdxl else "cond_stage_model.transformer.",
-        "text_encoder_2": "conditioner.embedders.1.model.",
-    }
-    tensors = {
-        prefix[name] + key: tensor.contiguous()
-        for name, convert in parts.items()
-        if name not in without and getattr(pipeline, name, None) is not None
-        for key, tensor in convert(getattr(pipeline, name)).items()
-    }
-    if "text_encoder" not in without:  # what real files carry beside the weights
-        tensors[prefix["text_encoder"] + "text_model.embeddings.position_ids"] = torch.arange(16)[None]
-    save_file({**tensors, **extra, "betas": torch.zeros(3)}, file)
-    return file
-
-
 def unet(model: Any) -> dict[str, Tensor]:
     """A U-Net's tensors by their LDM names (without the prefix)."""
     period = model.config.layers_per_block + 1
@@ -125,7 +100,9 @@ def vae(model: Any) -> dict[str, Tensor]:
 
 def clip(model: Any) -> dict[str, Tensor]:
     """A CLIP text encoder's tensors by their LDM names."""
-    return {"text_model." + key.removeprefix("text_model."): tensor for key, tensor in model.state_dict().items()}
+    named = {"text_model." + key.removeprefix("text_model."): tensor for key, tensor in model.state_dict().items()}
+    positions = torch.arange(model.config.max_position_embeddings)[None]
+    return {**named, "text_model.embeddings.position_ids": positions}  # real files carry them
 
 
 def open_clip(model: Any) -> dict[str, Tensor]:
@@ -146,3 +123,44 @@ def rename(key: str, rules: Rules) -> str:
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
+
+
+Layout = Mapping[str, tuple[str, Any]]
+
+
+def layout(text: str, text_2: str = "") -> Layout:
+    """Prefix and converter of every part, for text encoders under these names."""
+    return {
+        "unet": ("model.diffusion_model.", unet),
+        "vae": ("first_stage_model.", vae),
+        "text_encoder": (text, clip if text.endswith("transformer.") else open_clip),
+        "text_encoder_2": (text_2, open_clip),
+    }
+
+
+SD1 = layout("cond_stage_model.transformer.")
+SD2 = layout("cond_stage_model.model.")
+SDXL = layout("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
+REFINER = layout("", "conditioner.embedders.0.model.")
+
+
+def save_ldm(
+    pipeline: Any,
+    file: Path,
+    parts: Layout = SD1,
+    *,
+    without: Sequence[str] = (),
+    extra: Mapping[str, Tensor] = NONE,
+) -> Path:
+    """Write ``pipeline`` to one safetensors file in LDM layout.
+
+    ``without`` names parts to leave out, ``extra`` adds tensors.
+    """
+    tensors = {
+        prefix + key: tensor.contiguous()
+        for name, (prefix, convert) in parts.items()
+        if name not in without and getattr(pipeline, name, None) is not None
+        for key, tensor in convert(getattr(pipeline, name)).items()
+    }
+    save_file({**tensors, **extra, "betas": torch.zeros(3)}, file)
+    return file

@@ -23,12 +23,11 @@ from diffusers import (
 from diffusemble import EnsembleDenoiser, pack_text
 from diffusemble.experts.expert import Expert
 from tiny import (
-    SDXL_UNET,
     as_expert,
     randomised,
     tiny_pipeline,
+    tiny_refiner,
     tiny_sdxl_pipeline,
-    tiny_sdxl_unet,
     tiny_text_encoder,
     tiny_unet,
 )
@@ -105,28 +104,9 @@ PIPELINES: dict[str, tuple[Callable[[], Any], type | None, dict[str, Any]]] = {
         },
     ),
     "SDXL img2img": (tiny_sdxl_pipeline, StableDiffusionXLImg2ImgPipeline, IMG2IMG),
+    "SDXL refiner": (tiny_refiner, None, IMG2IMG),
     "SDXL inpaint": (tiny_sdxl_pipeline, StableDiffusionXLInpaintPipeline, INPAINT),
 }
-
-
-def refiner(seed: int = 0) -> StableDiffusionXLImg2ImgPipeline:
-    """SDXL's refiner: only the second text encoder, and an aesthetic score among the added conditions."""
-    base = tiny_sdxl_pipeline(seed)
-    width = SDXL_UNET["projection_class_embeddings_input_dim"] - SDXL_UNET["addition_time_embed_dim"]
-    return StableDiffusionXLImg2ImgPipeline(
-        vae=base.vae,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=base.text_encoder_2,
-        tokenizer_2=base.tokenizer_2,
-        unet=tiny_sdxl_unet(seed, cross_attention_dim=32, projection_class_embeddings_input_dim=width),
-        scheduler=base.scheduler,
-        requires_aesthetics_score=True,
-        add_watermarker=False,
-    )
-
-
-PIPELINES["SDXL refiner"] = (refiner, None, IMG2IMG)
 
 
 def plain(whole: Any, cls: type | None) -> Any:

@@ -9,6 +9,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -148,6 +149,25 @@ def tiny_sdxl_pipeline(seed: int = 0, **parts: Any) -> StableDiffusionXLPipeline
     }
     made = {name: parts.pop(name) if name in parts else make() for name, make in default.items()}
     pipeline = StableDiffusionXLPipeline(**made, add_watermarker=False, **parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def tiny_refiner(seed: int = 0) -> StableDiffusionXLImg2ImgPipeline:
+    """SDXL's refiner: only the second text encoder, and an aesthetic score among the added conditions."""
+    base = tiny_sdxl_pipeline(seed)
+    added = SDXL_UNET["projection_class_embeddings_input_dim"] - SDXL_UNET["addition_time_embed_dim"]
+    pipeline = StableDiffusionXLImg2ImgPipeline(
+        vae=base.vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=base.text_encoder_2,
+        tokenizer_2=base.tokenizer_2,
+        unet=tiny_sdxl_unet(seed, cross_attention_dim=WIDTH, projection_class_embeddings_input_dim=added),
+        scheduler=base.scheduler,
+        requires_aesthetics_score=True,
+        add_watermarker=False,
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

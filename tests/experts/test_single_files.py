@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from diffusemble import EnsembleDenoiser, load_experts
-from ldm import save_ldm
+from ldm import REFINER, SD1, SD2, SDXL, Layout, save_ldm
 from tiny import (
     tiny_pipeline,
+    tiny_refiner,
     tiny_scheduler,
     tiny_sdxl_pipeline,
     tiny_sdxl_unet,
@@ -36,16 +38,38 @@ def test_a_complete_file_gives_every_weight_bit_for_bit(models: Path, tmp_path: 
     assert expert.denoiser.training is False
 
 
-def test_an_sdxl_file_gives_both_text_encoders(tmp_path: Path) -> None:
-    # The encoders differ in width, as the real ones do: diffusers tells them apart by it.
+def sd2() -> Any:
+    """One text encoder, in OpenCLIP's layout."""
+    return tiny_pipeline(3, unet=tiny_unet(3, use_linear_projection=True))
+
+
+def sdxl() -> Any:
+    """Two text encoders of different width, as the real ones are: diffusers tells them apart by it."""
     second = tiny_text_encoder(9, projection=True, hidden_size=48)
-    pipeline = tiny_sdxl_pipeline(2, text_encoder_2=second, unet=tiny_sdxl_unet(2, cross_attention_dim=80))
+    return tiny_sdxl_pipeline(2, text_encoder_2=second, unet=tiny_sdxl_unet(2, cross_attention_dim=80))
+
+
+def inpainting() -> Any:
+    return tiny_pipeline(4, unet=tiny_unet(4, in_channels=9))
+
+
+@pytest.mark.parametrize(
+    ("build", "layout"),
+    [(sd2, SD2), (sdxl, SDXL), (tiny_refiner, REFINER), (inpainting, SD1)],
+    ids=["sd2", "sdxl", "refiner", "inpainting"],
+)
+def test_other_families_come_bit_for_bit_too(build: Callable[[], Any], layout: Layout, tmp_path: Path) -> None:
+    pipeline = build()
     pipeline.save_pretrained(tmp_path / "base")
-    (expert,) = load_experts(save_ldm(pipeline, tmp_path / "opal.safetensors"), base=tmp_path / "base")
+    (expert,) = load_experts(save_ldm(pipeline, tmp_path / "opal.safetensors", layout), base=tmp_path / "base")
     assert expert.pipeline_class is type(pipeline)
     assert_equal_weights(expert.denoiser, pipeline.unet)
-    for part in ("vae", "text_encoder", "text_encoder_2"):
+    text = [part for part in ("text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
+    for part in ("vae", *text):
         assert_equal_weights(expert.components[part], getattr(pipeline, part))
+    assert list(expert.files) == ["weights"]
+    if build is tiny_refiner:
+        assert expert.components["requires_aesthetics_score"] is True
 
 
 def test_what_a_file_lacks_comes_from_the_first_folder_and_is_shared(models: Path, tmp_path: Path) -> None:

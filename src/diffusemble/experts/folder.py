@@ -31,10 +31,12 @@ def locate(source: Source) -> tuple[Path, Source]:
     if source.kind == "folder":
         return Path(source.where).expanduser(), source
     try:
-        folder = Path(DiffusionPipeline.download(source.where, revision=source.revision, use_safetensors=True))
+        fetched = DiffusionPipeline.download(
+            source.where, revision=source.revision, use_safetensors=True, safety_checker=None
+        )
     except (OSError, ValueError) as error:
         raise ValueError(_not_on_hub(source, error)) from error
-    return folder, replace(source, revision=folder.name)
+    return Path(fetched), replace(source, revision=Path(fetched).name)
 
 
 def pin(source: Source) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Source:
     @property
     def name(self) -> str:
         """Short name: the last part of the path or repository, without a file's ending."""
-        path = Path(self.where)
+        path = Path(os.path.abspath(self.where))
         return path.stem if self.kind == "file" else path.name
 
 
