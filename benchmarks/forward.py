@@ -31,6 +31,7 @@ from torch import nn
 from diffusemble import EnsembleDenoiser, build_aggregator
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WAIT = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
 COLUMNS = ("variant", "seconds", "to N in sequence", "weights", "working memory", "parameters", "GFLOP", "in attention")
 
 
@@ -87,8 +88,7 @@ class Variant:
         memory.start()
         started, computed = time.perf_counter(), time.process_time()
         self.call()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
+        WAIT.get(device.split(":")[0], lambda: None)()
         self.seconds.append(time.perf_counter() - started)
         self.cpu_seconds.append(time.process_time() - computed)
         if (peak := memory.peak()) is not None:
@@ -123,7 +123,8 @@ def measure(variants: Mapping[str, Variant], repeats: int, device: str, console:
     """Time every variant ``repeats`` times in turn; each round begins with another one, so that none is favoured."""
     order, memory = list(variants), Memory(device)
     with torch.inference_mode():
-        variants["one U-Net"].call()  # chooses kernels; everything else runs the same shapes
+        for variant in list(variants.values())[: 1 if device == "cpu" else None]:
+            variant.call()  # chooses kernels, which takes long on accelerators; a CPU only has to wake up
         for done in range(repeats):
             for name in order[done % len(order) :] + order[: done % len(order)]:
                 variants[name].run(memory, device)

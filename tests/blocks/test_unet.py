@@ -196,6 +196,10 @@ REFUSED = {
     "unknown": (lambda *_: {"sketch": 1}, "does not support the argument 'sketch'. Leave it out"),
     "no text": (lambda *_: {"encoder_hidden_states": None}, "needs encoder_hidden_states: pass the embedded prompt"),
     "half a ControlNet, skips": (_half(DOWN), f"{DOWN} came without {MID}. A ControlNet gives both"),
+    "a ControlNet without its middle": (
+        lambda *args: {DOWN: controlnet(*args)[DOWN]},
+        f"{DOWN} came without {MID}. A ControlNet gives both; pass both, or leave both out",
+    ),
     "half a ControlNet, middle": (_half(MID), f"{MID} came without {DOWN}. A ControlNet gives both"),
     "few skips": (
         _changed(DOWN, lambda maps: maps[:-1]),

@@ -34,8 +34,8 @@ def take_residuals(unet: UNet2DConditionModel, given: dict[str, Any]) -> Residua
     skips = given.pop("down_block_additional_residuals", None)
     mid = given.pop("mid_block_additional_residual", None)
     adapter = given.pop("down_intrablock_additional_residuals", None)
-    if skips is not None and mid is None and adapter is None:
-        skips, adapter = None, skips  # diffusers' older way to pass a T2I-adapter
+    if skips is not None and mid is None and adapter is None and len(skips) <= len(unet.down_blocks) + 1:
+        skips, adapter = None, skips  # diffusers' older way to pass a T2I-adapter, which has fewer maps
     if (skips is None) != (mid is None):
         names = ("down_block_additional_residuals", "mid_block_additional_residual")
         came, absent = names if mid is None else names[::-1]
