@@ -66,6 +66,9 @@ def test_tables_hold_what_was_measured(folder, results):
     stored = np.concatenate([np.load(file)["losses"] for file in files])
     assert pairs["ensemble"].mean == pytest.approx(stored.mean())
     assert pairs["ensemble"].gap.value == pytest.approx(pairs["ensemble"].mean - pairs[results.best].mean)
+    against = results.versus["pair"]
+    assert set(against) == {"expert-0", "expert-1"}
+    assert against[results.best] == pairs["ensemble"].gap
     assert pairs["oracle"].mean <= pairs[results.best].mean
     for weights in results.weights.values():
         assert sum(weights) == pytest.approx(1, abs=1e-5)

@@ -53,6 +53,10 @@ def _sections(results: Results, config: EvaluateConfig, notes: Mapping[str, Any]
     for split, rows in results.losses.items():
         yield f"### {SPLIT_TITLES[split]} ({results.counts[split]} pictures)"
         yield _loss_table(rows)
+    if results.versus["pair"]:
+        yield "### The ensemble against each of the others"
+        yield "Difference of the ensemble's loss ×1000 to the other's; below zero the ensemble is better."
+        yield _versus_table(results)
     yield "### By timestep (pairs)"
     yield f"![Loss at each timestep relative to the best expert]({folder}/{FIGURE})"
     yield _time_table(results.losses["pair"], config)
@@ -78,16 +82,28 @@ def _verdict(results: Results) -> str:
         return "The ensemble is not among the systems measured."
     outcome = {True: "better", False: "worse"}[row.gap.value < 0] if row.gap.clear else "no clear difference"
     best = next(other for other in results.losses["pair"] if other.name == results.best)
+    averages = [results.versus["pair"][r.name] for r in results.losses["pair"] if r.kind == "control"]
+    beaten = sum(gap.clear and gap.value < 0 for gap in averages)
     return (
         f"**In short:** on held-out pairs the ensemble's loss is {1000 * row.mean:.2f} against {1000 * best.mean:.2f} "
         f"of the best single expert: {_gap(row.gap, 1000, 2)}, {outcome}; it is lower on "
-        f"{100 * row.wins:.0f} % of the pictures."
+        f"{100 * row.wins:.0f} % of the pictures. It is clearly below {beaten} of {len(averages)} untrained averages "
+        f"of the same experts."
     )
 
 
 def _loss_table(rows: Sequence[LossRow]) -> str:
     body = [[r.title, f"{1000 * r.mean:.2f}", _gap(r.gap, 1000, 2), _percent(r.wins) if r.gap else "–"] for r in rows]
     return _table(["system", "loss ×1000", "difference to the best expert", "pictures won"], body)
+
+
+def _versus_table(results: Results) -> str:
+    titles = {row.name: row.title for row in results.losses["pair"]}
+    body = [
+        [titles[name], *(_gap(results.versus[split][name], 1000, 2) for split in results.versus)]
+        for name in results.versus["pair"]
+    ]
+    return _table(["against", *(f"on {split}s" for split in results.versus)], body)
 
 
 def _time_table(rows: Sequence[LossRow], config: EvaluateConfig) -> str:

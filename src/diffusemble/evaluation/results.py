@@ -69,6 +69,7 @@ class Results:
     Attributes:
         best: name of the single expert with the lowest held-out loss on the pairs; every gap is to it.
         losses: rows by split.
+        versus: difference of the ensemble's loss to every other system's, by split and name.
         counts: held-out pictures by split.
         drawn: rows, the held-out pictures themselves and their decoded latents first.
         weights: mean weight of every expert by topic, in the order of ``experts``.
@@ -80,6 +81,7 @@ class Results:
 
     best: str
     losses: Mapping[str, tuple[LossRow, ...]]
+    versus: Mapping[str, Mapping[str, Interval]]
     counts: Mapping[str, int]
     drawn: tuple[DrawnRow, ...]
     weights: Mapping[str, tuple[float, ...]]
@@ -109,6 +111,7 @@ def summarise(scores: Scores, config: EvaluateConfig, candidates: int) -> Result
     return Results(
         best=best,
         losses=losses,
+        versus={split: _versus(scores, split, config) for split in scores.losses},
         counts={split: len(rows) for split, rows in scores.rows.items()},
         drawn=_drawn_rows(scores, best, config),
         weights=by_topic,
@@ -150,6 +153,19 @@ def _loss_row(
         by_time=_floats(found[system[0]].mean(axis=0)),
         by_topic={topic: float(own[topics == topic].mean()) for topic in sorted(set(topics.tolist()))},
     )
+
+
+def _versus(scores: Scores, split: str, config: EvaluateConfig) -> dict[str, Interval]:
+    own = next((name for name, _, kind in scores.systems if kind == "ensemble"), None)
+    if own is None:
+        return {}
+    means = {name: found.mean(axis=1) for name, found in scores.losses[split].items()}
+    groups = [row.concept for row in scores.rows[split]]
+    return {
+        name: paired_bootstrap(means[own] - means[name], groups, config.bootstrap, config.seed)
+        for name, _, kind in scores.systems
+        if kind not in ("ensemble", "inside")
+    }
 
 
 def _drawn_rows(scores: Scores, best: str, config: EvaluateConfig) -> tuple[DrawnRow, ...]:
