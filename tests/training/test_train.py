@@ -28,6 +28,7 @@ from diffusemble.training.config import TrainConfig
 from diffusemble.training.files import StorageError
 from diffusemble.training.log import read_log
 from diffusemble.training.objective import noise_error
+from diffusemble.training.rate import rate_at
 from diffusemble.training.train import Progress, train
 
 
@@ -264,12 +265,16 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(pictures: Path, tmp_path: Path, whole: Path) -> None:
+def test_two_processes_learn_what_one_learns(experts: tuple[Expert, ...], pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "pictures")
-    config = small_config(tmp_path / "pictures", tmp_path / "run", accumulate=2, warmup=0)
+    changes = {"warmup": 3, "schedule": "cosine"}
+    config = small_config(tmp_path / "pictures", tmp_path / "run", accumulate=2, **changes)
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
     process = start(config, tmp_path, (*launcher, "--mixed_precision", "no", "--dynamo_backend", "no"))
+    whole = train(small_config(tmp_path / "pictures", tmp_path / "whole", **changes), experts)
     assert process.wait() == 0
+    rates = [row["rate"] for row in read_log(tmp_path / "run") if "rate" in row]
+    assert rates == [rate_at(step, config) for step in range(8)]
     for mine, alone in zip(read_log(tmp_path / "run"), read_log(whole), strict=True):
         assert mine["step"] == alone["step"]
         for name in {"loss", "norm", "rate", "held_out"} & alone.keys():
