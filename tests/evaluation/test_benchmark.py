@@ -82,6 +82,15 @@ def test_the_page_has_tables_and_small_pictures(folder, results):
     assert (folder / "results/samples.webp").is_file()
 
 
+def test_systems_can_be_measured_one_by_one(folder, results):
+    config = tiny_config(folder, systems=("expert-1-inside",), report=str(folder / "part.md"))
+    part = evaluate(config)
+    whole = {row.name: row for row in results.losses["pair"]}
+    assert [row.name for row in part.losses["pair"]] == ["expert-1-inside"]
+    assert part.losses["pair"][0].mean == pytest.approx(whole["expert-1"].mean, rel=1e-4)
+    assert "not among the systems" in (folder / "part.md").read_text()
+
+
 def test_scores_of_other_settings_are_refused(folder, results):
     with pytest.raises(ValueError, match="another run: 'steps' was 2, now 3"):
         evaluate(tiny_config(folder, systems=SYSTEMS, steps=3))

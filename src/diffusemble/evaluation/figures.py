@@ -22,7 +22,7 @@ def draw_losses(results: Results, config: EvaluateConfig, file: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [row for row in results.losses["pair"] if row.kind != "inside"]
-    reference = np.array(next(row.by_time for row in rows if row.name == results.best))
+    reference = np.array(next(row.by_time for row in results.losses["pair"] if row.name == results.best))
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -38,7 +38,8 @@ def draw_losses(results: Results, config: EvaluateConfig, file: Path) -> None:
     axes.set_ylabel(f"held-out loss against {results.best}, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+    if rows:
+        axes.legend(frameon=False, fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(file, dpi=110)
 
 
