@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,89 +31,104 @@ class Other(nn.Module):
     """A denoiser of another class."""
 
 
+@pytest.fixture(scope="module")
+def rock() -> Expert:
+    return as_expert(tiny_pipeline(), "rock")
+
+
+@pytest.fixture(scope="module")
+def fern() -> Expert:
+    return as_expert(tiny_pipeline(1), "fern")
+
+
+def refusal(experts: Sequence[Expert | nn.Module]) -> str:
+    with pytest.raises(ValueError) as caught:
+        EnsembleDenoiser(experts)
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(
-    ("second", "what", "mine", "first", "remedy"),
+    ("build", "what", "mine", "first"),
     [
-        (Other(), "denoiser class", "'Other'", "'UNet2DConditionModel'", ARCHITECTURE),
-        (tiny_unet(in_channels=9), "denoiser in_channels", "9", "4", ARCHITECTURE),
-        (tiny_unet(out_channels=8), "denoiser out_channels", "8", "4", ARCHITECTURE),
+        (Other, "denoiser class", "'Other'", "'UNet2DConditionModel'"),
+        (lambda: tiny_unet(in_channels=9), "denoiser in_channels", "9", "4"),
+        (lambda: tiny_unet(out_channels=8), "denoiser out_channels", "8", "4"),
         (
-            tiny_unet(block_out_channels=(16, 16, 32, 48)),
+            lambda: tiny_unet(block_out_channels=(16, 16, 32, 48)),
             "denoiser block_out_channels",
             "[16, 16, 32, 48]",
             "[16, 16, 32, 32]",
-            ARCHITECTURE,
         ),
-        (tiny_unet(cross_attention_dim=64), "denoiser cross_attention_dim", "64", "32", ARCHITECTURE),
-        (tiny_unet(layers_per_block=1), "denoiser layers_per_block", "1", "2", ARCHITECTURE),
-        (tiny_sdxl_unet(), "denoiser down_block_types", "['DownBlock2D',", "['CrossAttnDownBlock2D',", ARCHITECTURE),
+        (lambda: tiny_unet(cross_attention_dim=64), "denoiser cross_attention_dim", "64", "32"),
+        (lambda: tiny_unet(layers_per_block=1), "denoiser layers_per_block", "1", "2"),
+        (tiny_sdxl_unet, "denoiser down_block_types", "['DownBlock2D',", "['CrossAttnDownBlock2D',"),
     ],
 )
-def test_another_denoiser_is_refused(second: nn.Module, what: str, mine: str, first: str, remedy: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        EnsembleDenoiser([tiny_unet(), second])
-    assert str(caught.value).startswith(f"Expert 2 ('expert 2'): {what} is {mine}")
-    assert f"but expert 1 ('expert 1') has {first}" in str(caught.value)
-    assert remedy in str(caught.value)
+def test_another_denoiser_is_refused(
+    rock: Expert, build: Callable[[], nn.Module], what: str, mine: str, first: str
+) -> None:
+    message = refusal([rock, Expert("fern", build())])
+    assert message.startswith(f"Expert 2 ('fern'): {what} is {mine}")
+    assert f"but expert 1 ('rock') has {first}" in message
+    assert ARCHITECTURE in message
 
 
-@pytest.mark.parametrize(
-    ("part", "value", "what", "mine", "first", "remedy"),
-    [
-        *(
-            ("scheduler", tiny_scheduler(**{key: mine}), f"scheduler {key}", repr(mine), repr(first), SCHEDULE)
-            for key, mine, first in (
-                ("prediction_type", "v_prediction", "epsilon"),
-                ("num_train_timesteps", 500, 1000),
-                ("beta_schedule", "linear", "scaled_linear"),
-                ("beta_start", 0.1, 0.00085),
-                ("beta_end", 0.2, 0.012),
-                ("rescale_betas_zero_snr", True, None),
-            )
+SURROUNDINGS: list[tuple[str, Callable[[], Any], str, Any, Any, str]] = [
+    *(
+        ("scheduler", partial(tiny_scheduler, **{key: mine}), key, mine, first, SCHEDULE)
+        for key, mine, first in (
+            ("prediction_type", "v_prediction", "epsilon"),
+            ("num_train_timesteps", 500, 1000),
+            ("beta_schedule", "linear", "scaled_linear"),
+            ("beta_start", 0.1, 0.00085),
+            ("beta_end", 0.2, 0.012),
+            ("rescale_betas_zero_snr", True, None),
+        )
+    ),
+    ("vae", partial(tiny_vae, latent_channels=8), "latent_channels", 8, 4, LATENTS),
+    ("vae", partial(tiny_vae, scaling_factor=0.5), "scaling_factor", 0.5, 0.18215, LATENTS),
+    ("vae", partial(tiny_vae, shift_factor=0.1), "shift_factor", 0.1, None, LATENTS),
+    (
+        "vae",
+        partial(
+            tiny_vae,
+            block_out_channels=(8, 8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
         ),
-        ("vae", tiny_vae(latent_channels=8), "vae latent_channels", "8", "4", LATENTS),
-        ("vae", tiny_vae(scaling_factor=0.5), "vae scaling_factor", "0.5", "0.18215", LATENTS),
-        ("vae", tiny_vae(shift_factor=0.1), "vae shift_factor", "0.1", "None", LATENTS),
-        (
-            "vae",
-            tiny_vae(
-                block_out_channels=(8, 8, 16),
-                down_block_types=("DownEncoderBlock2D",) * 3,
-                up_block_types=("UpDecoderBlock2D",) * 3,
-            ),
-            "vae downsampling factor",
-            "4",
-            "2",
-            LATENTS,
-        ),
-        ("tokenizer", tiny_tokenizer(12), "tokenizer length", "12", "16", TOKENS),
-    ],
-)
-def test_other_surroundings_are_refused(part: str, value: Any, what: str, mine: str, first: str, remedy: str) -> None:
-    experts = [as_expert(tiny_pipeline(), "rock"), as_expert(tiny_pipeline(1, **{part: value}), "fern")]
-    with pytest.raises(ValueError) as caught:
-        EnsembleDenoiser(experts)
-    assert str(caught.value).startswith(
-        f"Expert 2 ('fern'): {what} is {mine}, but expert 1 ('rock') has {first}. Block-wise aggregation needs {remedy}"
+        "downsampling factor",
+        4,
+        2,
+        LATENTS,
+    ),
+    ("tokenizer", partial(tiny_tokenizer, 12), "length", 12, 16, TOKENS),
+]
+
+
+@pytest.mark.parametrize("case", SURROUNDINGS, ids=lambda case: f"{case[0]} {case[2]}")
+def test_other_surroundings_are_refused(rock: Expert, fern: Expert, case: Any) -> None:
+    part, build, key, mine, first, remedy = case
+    other = replace(fern, components={**fern.components, part: build()})
+    assert refusal([rock, other]).startswith(
+        f"Expert 2 ('fern'): {part} {key} is {mine!r}, but expert 1 ('rock') has {first!r}. Block-wise aggregation "
+        f"needs {remedy}"
     )
 
 
-def test_tokenizers_with_other_words_are_refused() -> None:
+def test_tokenizers_with_other_words_are_refused(rock: Expert, fern: Expert) -> None:
     added, renamed = tiny_tokenizer(), tiny_tokenizer()
     added.add_tokens("<opal>")
     vocabulary = tiny_tokenizer().get_vocab()
     swapped = {**vocabulary, "a": vocabulary["b"], "b": vocabulary["a"]}
     renamed = type(renamed)(vocab=swapped, merges=[], model_max_length=16)
-    rock = as_expert(tiny_pipeline(), "rock")
     for tokenizer, count in (
         (added, "191 tokens ending in '<opal>'"),
         (renamed, "190 tokens ending in '<|endoftext|>'"),
     ):
-        with pytest.raises(ValueError) as caught:
-            check_block_level([rock, as_expert(tiny_pipeline(tokenizer=tokenizer), "fern")])
-        assert f"Expert 2 ('fern'): tokenizer vocabulary is \"{count}" in str(caught.value)
-        assert "but expert 1 ('rock') has \"190 tokens ending in '<|endoftext|>'" in str(caught.value)
-        assert "with the same added words" in str(caught.value)
+        message = refusal([rock, replace(fern, components={**fern.components, "tokenizer": tokenizer})])
+        assert f"Expert 2 ('fern'): tokenizer vocabulary is \"{count}" in message
+        assert "but expert 1 ('rock') has \"190 tokens ending in '<|endoftext|>'" in message
+        assert "with the same added words" in message
 
 
 def test_the_third_expert_is_compared_too() -> None:

@@ -61,11 +61,19 @@ def as_experts(experts: Sequence[Expert | nn.Module]) -> tuple[Expert, ...]:
     )
     if not named:
         raise ValueError("An ensemble needs at least one expert; got none. Give one or more denoisers or experts.")
-    names = [expert.name for expert in named]
+    refuse_equal([expert.name for expert in named])
+    return named
+
+
+def refuse_equal(names: Sequence[str]) -> None:
+    """Raise if two experts share a name.
+
+    Raises:
+        ValueError: names the name.
+    """
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"Two experts are called {name!r}. Give every expert of an ensemble its own name.")
-    return named
 
 
 def check_block_level(experts: Sequence[Expert]) -> None:

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from diffusemble.experts.checksums import DENOISERS, WEIGHTS, folder_checksums, read_index
-from diffusemble.experts.expert import Expert, as_experts
+from diffusemble.experts.expert import Expert, refuse_equal
 from diffusemble.experts.folder import locate, open_folder, pin
 from diffusemble.experts.single_file import open_file
 from diffusemble.experts.sources import Source, parse_source, parse_sources
@@ -79,7 +79,7 @@ def open_experts(
             if isinstance(part, nn.Module):
                 part.to(device)
         experts.append(expert)
-    return as_experts(experts)
+    return tuple(experts)
 
 
 def _open(request: Request, dtype: torch.dtype, shared: dict[str, nn.Module]) -> Expert:
@@ -146,4 +146,5 @@ def _names(sources: Sequence[Source], names: Sequence[str] | None) -> list[str]:
             f"names must have one entry per expert: got {len(given)} names ({', '.join(given)}) for {len(sources)} "
             f"experts ({', '.join(map(str, sources))}). Give {len(sources)} names, or none."
         )
+    refuse_equal(given)  # before anything is loaded
     return given
