@@ -36,17 +36,22 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Any key of the con
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys on top of the file.")]
 
 
-@app.callback()
-def diffusemble(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")] = False,
-) -> None:
-    """Many diffusion models, one picture."""
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         from diffusemble import __version__
 
         out().print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def diffusemble(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")] = False,
+) -> None:
+    """Many diffusion models, one picture."""
 
 
 @app.command()
@@ -78,7 +83,7 @@ def generate(
     if not prompts and config is None and not any(one.startswith("prompts") for one in sets or ()):
         raise ValueError('There is nothing to draw. Give a prompt: diffusemble generate "a tiger, noto style".')
     flags = {
-        **_given(prompts=prompts, experts=experts, ensemble=ensemble, aggregator=aggregator, negative=negative),
+        **_given(prompts=prompts, experts=experts, ensemble=ensemble, aggregator=_named(aggregator), negative=negative),
         **_given(seeds=_seeds(seed, images), steps=steps, guidance=guidance, scheduler=scheduler),
         **_given(compare=compare or None, attention=attention or None, **_size(size)),
     }
@@ -107,7 +112,7 @@ def describe(
 
     if sources and len(sources) == 1 and (Path(sources[0]) / "ensemble.json").is_file():
         ensemble, sources = sources[0], None
-    flags = _given(experts=sources, ensemble=ensemble, aggregator=aggregator)
+    flags = _given(experts=sources, ensemble=ensemble, aggregator=_named(aggregator))
     run = load_config(EnsembleConfig, None, sets or (), **{"device": "cpu", **flags})
     with progress_bar("loading experts"):
         from diffusemble.description import describe as count
@@ -199,6 +204,10 @@ def main() -> None:
 
 def _given(**flags: Any) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None and value != []}
+
+
+def _named(aggregator: str | None) -> dict[str, str] | None:
+    return None if aggregator is None else {"name": aggregator}
 
 
 def _seeds(seeds: list[int] | None, images: int | None) -> list[int] | None:

@@ -30,11 +30,13 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; what a user can mend becomes one message."""
         debug: bool = ctx.meta["debug"]
+        # Where other programs run too, threads that wait by spinning make small models fifty times slower.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         if not debug:
             hush()
-        _listen(logging.DEBUG if debug else logging.WARNING)
         try:
-            return super().invoke(ctx)
+            with _spoken(logging.DEBUG if debug else logging.WARNING):
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             say_error("interrupted")
             raise Exit(INTERRUPTED) from None
@@ -111,8 +113,17 @@ class _Speaker(logging.Handler):
         err().print(Text(f"{label}: ", style=f"bold {style}"), Text(record.getMessage(), style=style), sep="")
 
 
-def _listen(level: int) -> None:
-    log = logging.getLogger("diffusemble")
-    log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Speaker)] + [_Speaker()]
+@contextmanager
+def _spoken(level: int) -> Iterator[None]:
+    """Print what the library logs while the block runs."""
+    log, speaker = logging.getLogger("diffusemble"), _Speaker()
+    before = log.level, log.propagate
+    log.addHandler(speaker)
     log.setLevel(level)
     log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(speaker)
+        log.setLevel(before[0])
+        log.propagate = before[1]
