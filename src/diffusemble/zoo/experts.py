@@ -1,7 +1,7 @@
 """Unpacks the shipped experts into diffusers folders.
 
-The base is shipped whole. Of an expert only its difference from the base is shipped: a low-rank product for every large
-matrix, and the small tensors as they are.
+The base is shipped whole. Of an expert only its difference from the base is shipped: in four bits for every matrix, and
+the vectors as they are.
 """
 
 from __future__ import annotations
@@ -114,14 +114,18 @@ def unpack(name: str, target: Path) -> None:
 def restore(base: dict[str, Tensor], delta: dict[str, Tensor]) -> dict[str, Tensor]:
     """An expert from the base and its packed difference.
 
-    A tensor `w` comes as itself, or as `w.up` `[o r]` and `w.down` `[r i]`: then it is base + up @ down, with the
-    kernels of a convolution `[o c kh kw]` seen as `[o c·kh·kw]`. Sums are in float64, where the products of float16
-    numbers are exact, so that every machine rounds to the same float16 weights.
+    A tensor `w` comes as itself, or as `w.levels` (uint8 `[rows ceil(columns/2)]`, two 4-bit levels in a byte, low half
+    first) and `w.step` `[rows]`: then it is base + step * (level - 8), a kernel `[o c kh kw]` seen as `[o c*kh*kw]`.
+    Sums are in float64, so that every machine rounds to the same float16 weights. What is missing is as in the base.
     """
+    import torch
+
     expert = {}
     for key, weight in base.items():
-        if f"{key}.up" in delta:
-            change = delta[f"{key}.up"].double() @ delta[f"{key}.down"].double()
+        if f"{key}.levels" in delta:
+            packed, step = delta[f"{key}.levels"], delta[f"{key}.step"]
+            levels = torch.stack([packed & 15, packed >> 4], dim=2).flatten(1)[:, : weight[0].numel()]
+            change = step.double()[:, None] * (levels.double() - 8)
             expert[key] = (weight.double() + change.view(weight.shape)).to(weight.dtype)
         else:
             expert[key] = delta.get(key, weight)
