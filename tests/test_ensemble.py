@@ -14,7 +14,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from diffusemble import EnsembleDenoiser, build_aggregator, pack_text, record_attention
 from laws import Call, a_call, denoisers, ensemble_of
 from tiny import tiny_sdxl_unet, tiny_unet
-from unet_cases import BATCH, CASES, GIVEN, MODELS, Case, plain_inputs, randn
+from unet_cases import CASES, GIVEN, MODELS, Case
+from unet_inputs import BATCH, plain_inputs, randn
 
 LEGACY = pytest.mark.filterwarnings("ignore:Passing intrablock residual:FutureWarning")
 
