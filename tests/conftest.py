@@ -11,4 +11,4 @@ CHECKED = (
     "diffusemble.training.objective",
 )
 
-install_import_hook(CHECKED, "beartype.beartype")
+install_import_hook(CHECKED, "type_checks.checked")
