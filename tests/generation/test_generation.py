@@ -15,7 +15,7 @@ from diffusemble.aggregators.sabw import SABW
 from diffusemble.config import GenerateConfig
 from diffusemble.generation import MEAN, TOGETHER, Pictures, build_ensemble, generate
 from diffusemble.pictures.metadata import read_document
-from diffusemble.pictures.sheet import cell, enlarge
+from diffusemble.pictures.sheet import GAP, MARGIN, cell, enlarge
 from diffusemble.provenance import differences, made_with
 from diffusemble.settings import load_config
 
@@ -148,3 +148,27 @@ def test_maps_that_were_not_asked_for_are_named(folders: tuple[str, ...]) -> Non
 def test_the_public_name_is_the_function() -> None:
     assert diffusemble.generate is generate
     assert diffusemble.GenerateConfig is GenerateConfig
+
+
+def test_a_group_of_the_zoo_brings_its_trained_aggregator(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusemble.zoo.ensembles.WEIGHTS", tmp_path)
+    whole = build_ensemble(config_of(ensemble=trained))
+    whole.save_pretrained(tmp_path / "ensembles/topics")
+    for settings in ({}, {"experts": "zoo:topics"}, {"ensemble": "zoo:topics"}):
+        found = build_ensemble(config_of(**settings))
+        assert made_with(found).aggregator == made_with(whole).aggregator
+
+
+@pytest.mark.slow
+def test_the_demo_compares_the_zoo_with_its_ensemble(tmp_path: Path) -> None:
+    config = load_config(GenerateConfig, Path(__file__).parents[2] / "examples/demo.yaml", ["steps=2"])
+    pictures = generate(config)
+    assert pictures.experts == ("people", "animals", "things")
+    assert pictures.config.made_with is not None
+    assert pictures.config.made_with.aggregator.startswith("sabw")
+    assert pictures.sheet is not None
+    beyond, _ = cell(0, 5, (192, 192))  # where a sixth column would begin
+    assert pictures.sheet.width == beyond - GAP + MARGIN
+    assert pictures.save(tmp_path).sheet in list(tmp_path.iterdir())
