@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import Tensor
 
@@ -68,3 +69,8 @@ def test_two_numbers_share_a_byte() -> None:
         "linear.weight.step": (torch.float16, (20,)),
         "norm.weight": (torch.float16, (20,)),
     }
+
+
+def test_a_tensor_the_base_does_not_have_is_named() -> None:
+    with pytest.raises(ValueError, match=r"this one has 'linear\.weight\.up'; pack it again"):
+        restore(halves(0), {"linear.weight.up": torch.zeros(2, 2)})

@@ -117,9 +117,18 @@ def restore(base: dict[str, Tensor], delta: dict[str, Tensor]) -> dict[str, Tens
     A tensor `w` comes as itself, or as `w.levels` (uint8 `[rows ceil(columns/2)]`, two 4-bit levels in a byte, low half
     first) and `w.step` `[rows]`: then it is base + step * (level - 8), a kernel `[o c kh kw]` seen as `[o c*kh*kw]`.
     Sums are in float64, so that every machine rounds to the same float16 weights. What is missing is as in the base.
+
+    Raises:
+        ValueError: when the difference has a tensor that the base does not have.
     """
     import torch
 
+    unknown = sorted(key for key in delta if key.removesuffix(".levels").removesuffix(".step") not in base)
+    if unknown:
+        raise ValueError(
+            "a packed expert holds tensors of the base, as themselves or as .levels and .step; "
+            f"this one has {unknown[0]!r}; pack it again with `python -m recipes.zoo pack`"
+        )
     expert = {}
     for key, weight in base.items():
         if f"{key}.levels" in delta:
