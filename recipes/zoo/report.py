@@ -98,7 +98,8 @@ def draw_sheets(pipes: dict[str, StableDiffusionPipeline], work: Path, docs: Pat
 def training_cost(work: Path) -> dict[str, dict[str, float]]:
     """Steps and minutes of every training, from its log."""
     cost = {}
-    for path in sorted((work / "training").glob("*/log.jsonl")):
+    for name in ("vae", "text", "unet", *zoo.groups()["topics"]):
+        path = work / "training" / name / "log.jsonl"
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         steps = [row["step"] for row in rows]
         spent = sum(
@@ -106,7 +107,7 @@ def training_cost(work: Path) -> dict[str, dict[str, float]]:
             for row, step, before in zip(rows, steps, [0, *steps], strict=False)
             if step > before
         )
-        cost[path.parent.name] = {"steps": steps[-1], "minutes": round(spent / 60, 1)}
+        cost[name] = {"steps": steps[-1], "minutes": round(spent / 60, 1)}
     return cost
 
 
