@@ -1,4 +1,4 @@
-"""Three experts: the base fine-tuned, every weight of its U-Net, on one topic each."""
+"""Three experts: the base fine-tuned, every weight of its U-Net, on one topic each, and on more of it than the base saw."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from diffusemble.zoo import groups
+from recipes.zoo import unseen
 from recipes.zoo.loop import train
 from recipes.zoo.pictures import read_rows
 from recipes.zoo.settings import DEVICE, WORK, plan_of
@@ -18,9 +19,10 @@ def fine_tune(topic: str, work: Path) -> None:
     """Train one expert and write `work/experts/<topic>`."""
     if (work / "experts" / topic / "config.json").exists():
         return
-    plan, rows = plan_of("experts"), read_rows(work)
-    own = [row for row in rows if row["split"] == "train" and row["topic"] == topic]
-    corpus = Corpus.load(Parts.load(work), own, work, variants=4)
+    plan = plan_of("experts")
+    own = [row for row in read_rows(work) if row["split"] == "train" and row["topic"] == topic]
+    more = [row for row in unseen.read(work) if row["split"] == "experts" and row["topic"] == topic]
+    corpus = Corpus.load(Parts.load(work), own + more, work, variants=2).balanced(len(own))
     unet = UNet2DConditionModel.from_pretrained(work / "unet").to(DEVICE, memory_format=torch.channels_last).train()
     average = train(unet, noise_loss(corpus, unet, plan), plan, work / "training" / topic)
     average.save_pretrained(work / "experts" / topic)

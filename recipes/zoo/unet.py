@@ -93,11 +93,19 @@ class Corpus:
     @classmethod
     def load(cls, parts: Parts, rows: list[dict[str, str]], work: Path, variants: int = 1) -> Corpus:
         """Encode pictures and captions; variants beyond the first are shifted by up to three pixels."""
-        pictures = read_pictures([work / "data" / row["file_name"] for row in rows])
+        pictures = read_pictures([work / "icons" / row["file_name"] for row in rows])
         found = [encode(parts.vae, shift(pictures, variant))[0] for variant in range(variants)]
         texts = [parts.embed([row[key] for row in rows]) for key in ("text", "concept")]
         latents = torch.stack(found, dim=1) * parts.vae.config.scaling_factor
         return cls(rows, latents, texts[0], texts[1], parts.embed([""])[0])
+
+    def balanced(self, first: int) -> Corpus:
+        """The first `first` rows repeated until they are at least half of all."""
+        times = -(-(len(self.rows) - first) // first)
+        order = [*range(first)] * times + [*range(first, len(self.rows))]
+        picked = torch.tensor(order)
+        rows = [self.rows[i] for i in order]
+        return Corpus(rows, self.latents[picked], self.full[picked], self.bare[picked], self.empty)
 
     def text(self, picked: Tensor, generator: torch.Generator) -> Tensor:
         """Embeddings `[b s d]` of a batch, the prompt or its style dropped for each sample by itself."""

@@ -1,7 +1,7 @@
-"""Captioned pictures of everything that is not among the zoo's concepts: what an aggregator can learn from.
+"""Captioned pictures of everything that is not among the zoo's concepts.
 
-The experts know their own training pictures by heart, so on those an aggregator learns whom to trust where all is known.
-Here it learns whom to trust where nothing is, which is what it will be asked.
+The base knows its own training pictures by heart. Most of these widen the experts, each on its own topic; the rest, which
+no expert sees, teach the aggregator: on pictures that are known by heart it would learn whom to trust where all is known.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.zoo.data import NAMES, STYLES, code_point, fetch, read_concepts, read_package
+from recipes.zoo.data import NAMES, STYLES, code_point, fetch, fraction, read_concepts, read_package
 from recipes.zoo.settings import WORK
+
+EXPERTS_SHARE = 0.8  # of the emoji; the others are for the aggregator
 
 TOPIC_OF_GROUP = {
     "Smileys & Emotion": "people",
@@ -38,9 +40,21 @@ def unseen_rows(listed: dict[str, dict[str, str]], chosen: set[str], drawn: set[
         if topic is None or code in chosen or code not in drawn:
             continue
         name = entry["name"].lower()
+        split = "experts" if fraction(f"unseen:{code}") < EXPERTS_SHARE else "ensemble"
         for style in STYLES:
-            file = f"{style.replace(' ', '-')}/{code}.png"
-            yield {"file_name": file, "text": f"{name}, {style} style", "style": style, "topic": topic}
+            yield {
+                "file_name": f"{style.replace(' ', '-')}/{code}.png",
+                "text": f"{name}, {style} style",
+                "concept": name,
+                "style": style,
+                "topic": topic,
+                "split": split,
+            }
+
+
+def read(work: Path) -> list[dict[str, str]]:
+    """The rows that `make` wrote."""
+    return [json.loads(line) for line in (work / "unseen.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def make(work: Path = WORK) -> None:
