@@ -1,7 +1,7 @@
 """Captioned pictures of everything that is not among the zoo's concepts.
 
-The base knows its own training pictures by heart. Most of these widen the experts, each on its own topic; the rest, which
-no expert sees, teach the aggregator: on pictures that are known by heart it would learn whom to trust where all is known.
+The base knows its own training pictures by heart. Four fifths of these widen the experts, each on its own topic; the rest
+stays unseen by every model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from recipes.zoo.data import NAMES, STYLES, code_point, fetch, fraction, read_concepts, read_package
 from recipes.zoo.settings import WORK
 
-EXPERTS_SHARE = 0.8  # of the emoji; the others are for the aggregator
+EXPERTS_SHARE = 0.8  # of the emoji
 
 TOPIC_OF_GROUP = {
     "Smileys & Emotion": "people",
@@ -40,7 +40,7 @@ def unseen_rows(listed: dict[str, dict[str, str]], chosen: set[str], drawn: set[
         if topic is None or code in chosen or code not in drawn:
             continue
         name = entry["name"].lower()
-        split = "experts" if fraction(f"unseen:{code}") < EXPERTS_SHARE else "ensemble"
+        split = "experts" if fraction(f"unseen:{code}") < EXPERTS_SHARE else "rest"
         for style in STYLES:
             yield {
                 "file_name": f"{style.replace(' ', '-')}/{code}.png",
