@@ -1,4 +1,4 @@
-"""Three experts: the base fine-tuned, every weight of its U-Net, on one topic each, and on more of it than the base saw."""
+"""Three experts: the base's whole U-Net fine-tuned on one topic each, and on more of it than the base saw."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Captioned pictures of everything that is not among the zoo's concepts.
 
-The base knows its own training pictures by heart. Four fifths of these widen the experts, each on its own topic; the rest
-stays unseen by every model.
+The base knows its own training pictures by heart. Four fifths of these widen the experts, each on its own topic; the
+rest stays unseen by every model.
 """
 
 from __future__ import annotations

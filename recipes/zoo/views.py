@@ -1,8 +1,9 @@
 """The training pictures mirrored, shrunk and moved: what the group's aggregator learns from.
 
 The experts know their training pictures by heart. On those an aggregator learns to trust the expert of the topic alone,
-and on things that no expert was told about, the one that generalises best; neither helps on a known thing in a new style,
-where the held-out loss then rises above that of the plain mean. A known thing that looks a little different comes closer.
+and on things that no expert was told about, the one that generalises best; neither helps on a known thing in a new
+style, where the held-out loss then rises above that of the plain mean. A known thing that looks a little different comes
+closer.
 """
 
 from __future__ import annotations
