@@ -2,8 +2,8 @@
 
 The experts know their training pictures by heart. On those an aggregator learns to trust the expert of the topic alone,
 and on things that no expert was told about, the one that generalises best; neither helps on a known thing in a new
-style, where the held-out loss then rises above that of the plain mean. A known thing that looks a little different comes
-closer.
+style, where the held-out loss then rises above that of the plain mean. A known thing that looks a little different
+comes closer.
 """
 
 from __future__ import annotations
