@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
+# On a shared machine, threads that spin while they wait cost far more than they save.
+export OMP_WAIT_POLICY := passive
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: demo test test-slow check format zoo results benchmark clean
