@@ -41,11 +41,10 @@ benchmark: $(READY)
 
 # An environment that already has a working torch (CUDA, ROCm, ...) keeps it; a bare one gets the pinned release.
 $(READY): pyproject.toml constraints.txt scores.txt
-	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
-		$(PYTHON) -m venv --system-site-packages $(VENV) && grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
-	else \
-		$(PYTHON) -m venv $(VENV) && cp constraints.txt $(VENV)/constraints.txt; \
-	fi
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) \
+		$$($(PYTHON) -c "import torch" 2>/dev/null && echo --system-site-packages)
+	@if grep -q "packages = true" $(VENV)/pyvenv.cfg; then grep -v '^torch==' constraints.txt; \
+		else cat constraints.txt; fi > $(VENV)/constraints.txt
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[train,evaluate,zoo,dev]"
 	$(BIN)/pip install --quiet --no-deps -r scores.txt

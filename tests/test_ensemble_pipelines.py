@@ -31,7 +31,7 @@ from tiny import (
     tiny_text_encoder,
     tiny_unet,
 )
-from unet_cases import IMAGE_WIDTH, load_image_prompts
+from unet_inputs import IMAGE_WIDTH, load_image_prompts
 
 N = 3
 PROMPT = "a red fox"

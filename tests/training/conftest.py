@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import small_experts, write_pictures
+from training.small import small_experts, write_pictures
 
 from diffusemble.experts.expert import Expert
 

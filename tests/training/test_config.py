@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from small import small_config
+from training.small import small_config
 
 from diffusemble.training.config import TrainConfig
 

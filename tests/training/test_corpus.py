@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import small_config
+from training.small import small_config
 
 from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.experts.expert import Expert

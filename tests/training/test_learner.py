@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from small import small_config, small_experts
+from training.small import small_config, small_experts
 
 from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.experts.expert import Expert

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small import small_config
+from training.small import small_config
 
 from diffusemble.training.rate import rate_at
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
+import training.small as small
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small import small_config, small_experts
+from training.small import small_config, small_experts
 
 from diffusemble.aggregators import load_aggregator
 from diffusemble.ensemble import EnsembleDenoiser
