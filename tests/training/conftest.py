@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.small import small_experts, write_pictures
 
 from diffusemble.experts.expert import Expert
+from training.small import small_experts, write_pictures
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from training.small import small_config
 
 from diffusemble.training.config import TrainConfig
+from training.small import small_config
 
 
 def test_defaults_are_those_of_the_paper() -> None:

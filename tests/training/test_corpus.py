@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training.small import small_config
 
 from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
@@ -18,6 +17,7 @@ from diffusemble.training.config import DataConfig, TrainConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
 from diffusemble.training.images import read_square
 from tiny import tiny_sdxl_pipeline
+from training.small import small_config
 
 
 def encode(experts: Any, config: TrainConfig) -> Corpus:

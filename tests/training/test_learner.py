@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from training.small import small_config, small_experts
 
 from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
@@ -16,6 +15,7 @@ from diffusemble.training.learner import Learner
 from diffusemble.training.objective import noise_error
 from diffusemble.training.rate import rate_at
 from diffusemble.training.train import build_ensemble, diffusion_of
+from training.small import small_config, small_experts
 
 CPU = torch.device("cpu")
 

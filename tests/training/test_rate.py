@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training.small import small_config
 
 from diffusemble.training.rate import rate_at
+from training.small import small_config
 
 
 def rates(**settings: object) -> list[float]:

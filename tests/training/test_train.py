@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import training.small as small
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from training.small import small_config, small_experts
 
+import training.small as small
 from diffusemble.aggregators import load_aggregator
 from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
@@ -30,6 +29,7 @@ from diffusemble.training.log import read_log
 from diffusemble.training.objective import noise_error
 from diffusemble.training.rate import rate_at
 from diffusemble.training.train import Progress, train
+from training.small import small_config, small_experts
 
 
 def losses(folder: Path) -> list[tuple[Any, ...]]:
