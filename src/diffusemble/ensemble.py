@@ -75,17 +75,16 @@ class EnsembleDenoiser(nn.Module):
     def _lockstep(self, sample: Tensor, timestep: Any, inputs: Sequence[Mapping[str, Any]]) -> Tensor:
         flows = [blocks.open(sample, timestep, own) for blocks, own in zip(self.blocks, inputs, strict=True)]
         context = Context(text=_mean([flow.text for flow in flows]), time=_mean([flow.time for flow in flows]))
-        for point, name in enumerate(self.points):
+        for point, name in enumerate(self.points[:-1]):
             outputs = [blocks.run(name, flow) for blocks, flow in zip(self.blocks, flows, strict=True)]
-            if point == len(self.points) - 1:
-                outputs = [blocks.close(output) for blocks, output in zip(self.blocks, outputs, strict=True)]
-                break
             if point in self.aggregator.points:
                 outputs = [self.aggregator(point, outputs, context).feature] * len(outputs)
             flows = [
                 blocks.join(name, flow, output)
                 for blocks, flow, output in zip(self.blocks, flows, outputs, strict=True)
             ]
+        last = self.points[-1]
+        outputs = [blocks.close(blocks.run(last, flow)) for blocks, flow in zip(self.blocks, flows, strict=True)]
         return self.aggregator(len(self.points) - 1, outputs, context).feature
 
     # -- what stands around it -------------------------------------------------------------------------------------
@@ -129,7 +128,6 @@ class EnsembleDenoiser(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the experts' resnets in the backward pass instead of keeping their activations."""
         for denoiser in self.denoisers:
-            # diffusers' denoisers checkpoint only in training mode's absence of dropout; experts have none.
             denoiser.enable_gradient_checkpointing()
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:

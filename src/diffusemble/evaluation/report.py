@@ -47,8 +47,8 @@ def _sections(results: Results, config: EvaluateConfig, notes: Mapping[str, Any]
     yield "## Held-out denoising loss"
     yield (
         f"Mean squared error of the predicted noise in latents, without guidance, at {len(config.times)} timesteps "
-        f"with {config.draws} noises each, ×1000; lower is better. *Oracle* takes for every picture the expert that is "
-        f"best on its topic, which no system is told."
+        f"with {config.draws} {'noise' if config.draws == 1 else 'noises'} each, ×1000; lower is better. *Oracle* "
+        f"takes for every picture the expert that is best on its topic, which no system is told."
     )
     for split, rows in results.losses.items():
         yield f"### {SPLIT_TITLES[split]} ({results.counts[split]} pictures)"
@@ -83,12 +83,12 @@ def _verdict(results: Results) -> str:
     outcome = {True: "better", False: "worse"}[row.gap.value < 0] if row.gap.clear else "no clear difference"
     best = next(other for other in results.losses["pair"] if other.name == results.best)
     averages = [results.versus["pair"][r.name] for r in results.losses["pair"] if r.kind == "control"]
-    beaten = sum(gap.clear and gap.value < 0 for gap in averages)
+    better, worse = (sum(gap.clear and (gap.value < 0) is below for gap in averages) for below in (True, False))
     return (
         f"**In short:** on held-out pairs the ensemble's loss is {1000 * row.mean:.2f} against {1000 * best.mean:.2f} "
         f"of the best single expert: {_gap(row.gap, 1000, 2)}, {outcome}; it is lower on "
-        f"{100 * row.wins:.0f} % of the pictures. It is clearly below {beaten} of {len(averages)} untrained averages "
-        f"of the same experts."
+        f"{100 * row.wins:.0f} % of the pictures. Of the {len(averages)} untrained averages of the same experts it is "
+        f"clearly better than {better} and clearly worse than {worse}."
     )
 
 
