@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from recipes.zoo.loop import Plan, State, epoch_indices, step_generator, train
@@ -81,14 +81,15 @@ class Parts:
 class Corpus:
     """Scaled latents and text embeddings of captioned pictures, all in memory.
 
-    `full`, `bare` and `empty` are the embeddings of the caption, of the caption without its style, and of no caption.
+    `full`, `bare` and `empty` stand for the caption, the caption without its style, and no caption: embeddings, or token
+    numbers where the text encoder is trained too.
     """
 
     rows: list[dict[str, str]]
     latents: Tensor  # [n v c h w]: v variants of each picture, the first as it is
-    full: Tensor  # [n s d]
-    bare: Tensor  # [n s d]
-    empty: Tensor  # [s d]
+    full: Tensor  # [n s d] or [n s]
+    bare: Tensor  # [n s d] or [n s]
+    empty: Tensor  # [s d] or [s]
 
     @classmethod
     def load(cls, parts: Parts, rows: list[dict[str, str]], work: Path, variants: int = 1) -> Corpus:
@@ -99,6 +100,11 @@ class Corpus:
         latents = torch.stack(found, dim=1) * parts.vae.config.scaling_factor
         return cls(rows, latents, texts[0], texts[1], parts.embed([""])[0])
 
+    def with_texts(self, encode: Callable[[list[str]], Tensor]) -> Corpus:
+        """The same pictures with their captions encoded anew."""
+        full, bare = (encode([row[key] for row in self.rows]) for key in ("text", "concept"))
+        return replace(self, full=full, bare=bare, empty=encode([""])[0])
+
     def balanced(self, first: int) -> Corpus:
         """The first `first` rows repeated until they are at least half of all."""
         times = -(-(len(self.rows) - first) // first)
@@ -108,8 +114,8 @@ class Corpus:
         return Corpus(rows, self.latents[picked], self.full[picked], self.bare[picked], self.empty)
 
     def text(self, picked: Tensor, generator: torch.Generator) -> Tensor:
-        """Embeddings `[b s d]` of a batch, the prompt or its style dropped for each sample by itself."""
-        u = torch.rand(len(picked), 1, 1, generator=generator)
+        """Captions `[b s d]` or `[b s]` of a batch, the prompt or its style dropped for each sample by itself."""
+        u = torch.rand(len(picked), generator=generator).view(-1, *(1,) * self.empty.ndim)
         chosen = torch.where(u < DROP_ALL + DROP_STYLE, self.bare[picked], self.full[picked])
         return torch.where(u < DROP_ALL, self.empty, chosen)
 
@@ -131,7 +137,7 @@ def shift(pictures: Tensor, variant: int, most: int = 3) -> Tensor:
     return torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(page, moves, strict=True)])
 
 
-def noise_loss(corpus: Corpus, unet: UNet2DConditionModel, plan: Plan) -> Callable[[int, torch.Generator], Tensor]:
+def noise_loss(corpus: Corpus, unet: nn.Module, plan: Plan) -> Callable[[int, torch.Generator], Tensor]:
     """The loss of one step: min-SNR weighted squared error of the predicted noise."""
     cumulative = build_scheduler().alphas_cumprod
     weights = (cumulative / (1 - cumulative)).reciprocal().mul(SNR_LIMIT).clamp(max=1.0)  # min(snr, limit) / snr

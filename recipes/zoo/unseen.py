@@ -1,7 +1,7 @@
 """Captioned pictures of everything that is not among the zoo's concepts.
 
-The base knows its own training pictures by heart. Four fifths of these widen the experts, each on its own topic; the
-rest stays unseen by every model.
+The base knows its own training pictures by heart. Four fifths of these things widen the experts, each on its own ground;
+of them one (thing, style) pair in ten, and all other things (`rest`), stay unseen by every model: they train aggregators.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.zoo.data import NAMES, STYLES, code_point, fetch, fraction, read_concepts, read_package
+from recipes.zoo.data import HELD_OUT, NAMES, STYLES, code_point, fetch, fraction, read_concepts, read_package
 from recipes.zoo.settings import WORK
 
 EXPERTS_SHARE = 0.8  # of the emoji
@@ -40,15 +40,16 @@ def unseen_rows(listed: dict[str, dict[str, str]], chosen: set[str], drawn: set[
         if topic is None or code in chosen or code not in drawn:
             continue
         name = entry["name"].lower()
-        split = "experts" if fraction(f"unseen:{code}") < EXPERTS_SHARE else "rest"
+        wide = fraction(f"unseen:{code}") < EXPERTS_SHARE
         for style in STYLES:
+            kept = fraction(f"pair:{name}:{style}") < HELD_OUT
             yield {
                 "file_name": f"{style.replace(' ', '-')}/{code}.png",
                 "text": f"{name}, {style} style",
                 "concept": name,
                 "style": style,
                 "topic": topic,
-                "split": split,
+                "split": ("pair" if kept else "experts") if wide else "rest",
             }
 
 

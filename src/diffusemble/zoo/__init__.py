@@ -4,6 +4,6 @@
 """
 
 from diffusemble.zoo.ensembles import trained_ensemble
-from diffusemble.zoo.experts import fingerprint, folder, groups, names
+from diffusemble.zoo.experts import fingerprint, folder, groups, names, on_ground
 
-__all__ = ["fingerprint", "folder", "groups", "names", "trained_ensemble"]
+__all__ = ["fingerprint", "folder", "groups", "names", "on_ground", "trained_ensemble"]

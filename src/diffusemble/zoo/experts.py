@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).with_name("weights")
 UNET = Path("unet/diffusion_pytorch_model.safetensors")
-GROUPS = {"topics": ("people", "animals", "things")}
+GROUPS = {"topics": ("people", "animals", "things"), "styles": ("shaded", "flat", "outlined")}
+GROUNDS = {
+    "people": {"topic": ("people",)},
+    "animals": {"topic": ("animals",)},
+    "things": {"topic": ("things",)},
+    "shaded": {"style": ("3d", "noto")},
+    "flat": {"style": ("twemoji", "flat")},
+    "outlined": {"style": ("openmoji", "high contrast")},
+}
 
 
 def groups() -> dict[str, tuple[str, ...]]:
@@ -30,6 +39,11 @@ def groups() -> dict[str, tuple[str, ...]]:
 def names() -> tuple[str, ...]:
     """Every model of the zoo: the base and the experts."""
     return ("base", *(name for group in GROUPS.values() for name in group))
+
+
+def on_ground(name: str, row: Mapping[str, str]) -> bool:
+    """Whether a captioned picture (with its ``topic`` and ``style``) is of the kind an expert was made for."""
+    return all(row[field] in values for field, values in GROUNDS[name].items())
 
 
 def cache_folder() -> Path:
