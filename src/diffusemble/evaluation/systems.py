@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,12 +29,14 @@ class System:
         title: for tables.
         kind: ``"expert"``, ``"inside"``, ``"control"``, ``"ensemble"`` or ``"base"``.
         pipeline: a diffusers pipeline; whatever its denoiser is, its text encoder fits.
+        settings: arguments of the pipeline's call that this way has instead of the run's (``num_inference_steps``).
     """
 
     name: str
     title: str
     kind: str
     pipeline: Any
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @torch.no_grad()
     def predict(self, noisy: Tensor, times: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -52,7 +54,8 @@ class System:
         """
         self.pipeline.set_progress_bar_config(disable=True)
         generators = [generator_of(seed, "draw", number) for number in numbers]
-        images: Tensor = self.pipeline(list(prompts), generator=generators, output_type="pt", **settings).images
+        chosen = {**settings, **self.settings}
+        images: Tensor = self.pipeline(list(prompts), generator=generators, output_type="pt", **chosen).images
         return images.float().cpu()
 
 
