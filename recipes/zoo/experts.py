@@ -15,7 +15,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from diffusemble.zoo import groups, on_ground
+from diffusemble.zoo import on_ground
+from diffusemble.zoo.experts import STYLES, TOPICS
 from recipes.zoo import unseen
 from recipes.zoo.loop import State, train
 from recipes.zoo.pictures import read_rows
@@ -36,6 +37,13 @@ class Denoiser(nn.Module):
         if self.text_encoder is not None:
             text = self.text_encoder(text).last_hidden_state
         return self.unet(noisy, times, text)
+
+
+def load_expert(folder: Path) -> Denoiser:
+    """What `fine_tune` wrote."""
+    encoder = folder / "text_encoder"
+    own = CLIPTextModel.from_pretrained(encoder).requires_grad_(False).eval() if encoder.is_dir() else None
+    return Denoiser(UNet2DConditionModel.from_pretrained(folder / "unet"), own)
 
 
 def fine_tune(name: str, work: Path, *, with_text: bool) -> None:
@@ -60,9 +68,7 @@ def fine_tune(name: str, work: Path, *, with_text: bool) -> None:
     average.unet.save_pretrained(target / "unet")
 
 
-def watcher(
-    name: str, parts: Parts, rows: list[dict[str, str]], work: Path
-) -> Callable[[State[Denoiser]], None]:
+def watcher(name: str, parts: Parts, rows: list[dict[str, str]], work: Path) -> Callable[[State[Denoiser]], None]:
     """Logs the held-out error on the expert's own ground and elsewhere at each checkpoint."""
     pairs = [row for row in rows if row["split"] == "pair"]
     grounds = {True: "own", False: "elsewhere"}
@@ -74,7 +80,9 @@ def watcher(
     def watch(state: State[Denoiser]) -> None:
         mine = Parts(parts.vae, state.average.text_encoder or parts.encoder, parts.tokenizer)
         found = {
-            word: float(held_out_errors(state.average.unet, corpus.with_texts(mine.embed), times=(150, 450, 750)).mean())
+            word: float(
+                held_out_errors(state.average.unet, corpus.with_texts(mine.embed), times=(150, 450, 750)).mean()
+            )
             for word, corpus in held.items()
         }
         with (work / "training" / name / "held-out.jsonl").open("a", encoding="utf-8") as file:
@@ -85,7 +93,5 @@ def watcher(
 
 def make(work: Path = WORK, names: tuple[str, ...] = ()) -> None:
     """Train the experts, or those of `names`."""
-    for group, members in groups().items():
-        for name in members:
-            if not names or name in names:
-                fine_tune(name, work, with_text=group == "styles")
+    for name in names or (*TOPICS, *STYLES):
+        fine_tune(name, work, with_text=name in STYLES)

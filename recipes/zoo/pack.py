@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusemble.zoo import experts, groups
+from diffusemble.zoo import experts
+from recipes.zoo.experts import Denoiser, load_expert
 from recipes.zoo.pictures import read_rows
 from recipes.zoo.settings import WORK
 from recipes.zoo.unet import Corpus, Parts, held_out_errors
@@ -48,34 +50,41 @@ def pack_base(work: Path, target: Path) -> None:
         model.half()
     shutil.rmtree(target, ignore_errors=True)
     parts.pipeline(unet).save_pretrained(target)
+    for file in target.rglob("*.safetensors"):
+        file.chmod(0o644)
     config = target / "text_encoder/config.json"  # transformers obeys the stored type, diffusers opens in float32
     config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
 
 
-def topic_errors(unet: UNet2DConditionModel, held: dict[str, Corpus]) -> dict[str, float]:
-    """Mean held-out squared noise error by topic."""
-    return {topic: float(held_out_errors(unet.eval(), corpus).mean()) for topic, corpus in held.items()}
+def pair_error(model: Denoiser, parts: Parts, corpus: Corpus) -> float:
+    """Mean held-out squared noise error."""
+    own = replace(parts, encoder=model.text_encoder or parts.encoder)
+    return float(held_out_errors(model.unet.eval(), corpus.with_texts(own.embed)).mean())
+
+
+def pack_expert(name: str, work: Path, weights: Path, corpus: Corpus) -> dict[str, float]:
+    """Write the packed parts of one expert; its held-out error before and after, and its size in bytes."""
+    parts, folder = Parts.load(work), work / "experts" / name
+    model = load_expert(folder)
+    before, size = pair_error(model, parts, corpus), 0
+    for part, file in experts.PARTS.items():
+        module = getattr(model, part)
+        if module is None:
+            continue
+        base = load_file(weights / "base" / file)
+        delta, path = shrink(base, module.state_dict()), weights / "experts" / name / f"{part}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(delta, path, metadata={"format": "pt"})
+        path.chmod(0o644)
+        module.load_state_dict(experts.restore(base, load_file(path)))
+        size += path.stat().st_size
+    return {"before": before, "after": pair_error(model, parts, corpus), "bytes": size}
 
 
 def make(work: Path = WORK, weights: Path = experts.WEIGHTS) -> None:
     """Write the shipped weights, and `work/pack.json` with the held-out loss before and after packing."""
     pack_base(work, weights / "base")
-    base = load_file(weights / "base" / experts.UNET)
-    parts, rows = Parts.load(work), [row for row in read_rows(work) if row["split"] == "pair"]
-    topics = groups()["topics"]
-    held = {topic: Corpus.load(parts, [row for row in rows if row["topic"] == topic], work) for topic in topics}
-    unet = UNet2DConditionModel.from_pretrained(work / "unet")
-    report: dict[str, Any] = {"base": {"before": topic_errors(unet, held)}}
-    unet.load_state_dict(base)
-    report["base"]["after"] = topic_errors(unet, held)
-    (weights / "experts").mkdir(exist_ok=True)
-    for topic in topics:
-        expert = UNet2DConditionModel.from_pretrained(work / "experts" / topic)
-        delta = shrink(base, expert.state_dict())
-        path = weights / f"experts/{topic}.safetensors"
-        save_file(delta, path, metadata={"format": "pt"})
-        before = topic_errors(expert, held)
-        expert.load_state_dict(experts.restore(base, load_file(path)))
-        report[topic] = {"before": before, "after": topic_errors(expert, held), "bytes": path.stat().st_size}
+    corpus = Corpus.load(Parts.load(work), [row for row in read_rows(work) if row["split"] == "pair"], work)
+    report: dict[str, Any] = {name: pack_expert(name, work, weights, corpus) for name in experts.GROUNDS}
     report["bytes"] = sum(p.stat().st_size for p in weights.rglob("*") if p.is_file())
     (work / "pack.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

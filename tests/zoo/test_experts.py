@@ -39,7 +39,7 @@ def test_weights_lie_in_float16(cache: Path) -> None:
 def test_experts_differ_from_the_base_in_the_denoiser_alone(cache: Path) -> None:
     base, expert = folder("base", cache), folder("animals", cache)
     for path in (p.relative_to(base) for p in base.rglob("*") if p.is_file()):
-        assert ((base / path).read_bytes() == (expert / path).read_bytes()) == (path != experts.UNET)
+        assert ((base / path).read_bytes() == (expert / path).read_bytes()) == (path != experts.PARTS["unet"])
 
 
 def test_a_second_call_finds_the_same_folder_untouched(cache: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_second_call_finds_the_same_folder_untouched(cache: Path) -> None:
 
 def test_two_machines_unpack_the_same_bytes(cache: Path, tmp_path: Path) -> None:
     first, second = folder("people", cache), folder("people", tmp_path)
-    assert (first / experts.UNET).read_bytes() == (second / experts.UNET).read_bytes()
+    assert (first / experts.PARTS["unet"]).read_bytes() == (second / experts.PARTS["unet"]).read_bytes()
 
 
 def test_an_interrupted_unpacking_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,5 +95,5 @@ def test_the_cache_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_name_is_refused_with_the_list() -> None:
-    with pytest.raises(ValueError, match="base, people, animals, things; it has no 'plants'"):
+    with pytest.raises(ValueError, match="base, people, animals, things, shaded, flat, outlined; it has no 'plants'"):
         folder("plants")

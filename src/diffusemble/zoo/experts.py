@@ -1,7 +1,7 @@
 """Unpacks the shipped experts into diffusers folders.
 
-The base is shipped whole. Of an expert only its difference from the base is shipped: in four bits for every matrix, and
-the vectors as they are.
+The base is shipped whole. Of an expert only the difference of its own parts from the base's is shipped: in four bits for
+every matrix, and the vectors as they are.
 """
 
 from __future__ import annotations
@@ -19,8 +19,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = Path(__file__).with_name("weights")
-UNET = Path("unet/diffusion_pytorch_model.safetensors")
-GROUPS = {"topics": ("people", "animals", "things"), "styles": ("shaded", "flat", "outlined")}
+PARTS = {
+    "unet": Path("unet/diffusion_pytorch_model.safetensors"),
+    "text_encoder": Path("text_encoder/model.safetensors"),
+}
+TOPICS, STYLES = ("people", "animals", "things"), ("shaded", "flat", "outlined")
+GROUPS = {
+    "topics": TOPICS,
+    "styles": STYLES,
+    "two": TOPICS[:2],
+    "four": (*TOPICS, *STYLES[:1]),
+    "five": (*TOPICS, *STYLES[:2]),
+    "six": (*TOPICS, *STYLES),
+}
 GROUNDS = {
     "people": {"topic": ("people",)},
     "animals": {"topic": ("animals",)},
@@ -32,13 +43,13 @@ GROUNDS = {
 
 
 def groups() -> dict[str, tuple[str, ...]]:
-    """The groups of experts that are made to draw together."""
+    """The groups of experts that draw together: two of three, and the sizes between and beyond."""
     return dict(GROUPS)
 
 
 def names() -> tuple[str, ...]:
     """Every model of the zoo: the base and the experts."""
-    return ("base", *(name for group in GROUPS.values() for name in group))
+    return ("base", *GROUNDS)
 
 
 def on_ground(name: str, row: Mapping[str, str]) -> bool:
@@ -92,9 +103,13 @@ def fingerprint(name: str) -> str:
     if name not in names():
         raise ValueError(f"the zoo has the models {', '.join(names())}; it has no {name!r}")
     shipped = sorted(path for path in (WEIGHTS / "base").rglob("*") if path.is_file())
-    if name != "base":
-        shipped.append(WEIGHTS / f"experts/{name}.safetensors")
-    return digest(shipped)
+    return digest([*shipped, *own_parts(name).values()])
+
+
+def own_parts(name: str) -> dict[str, Path]:
+    """Packed files of the parts that a model does not share with the base."""
+    found = {part: WEIGHTS / "experts" / name / f"{part}.safetensors" for part in PARTS}
+    return {part: file for part, file in found.items() if file.is_file()}
 
 
 def digest(paths: list[Path]) -> str:
@@ -115,14 +130,16 @@ def move(built: Path, target: Path) -> None:
 
 
 def unpack(name: str, target: Path) -> None:
-    """Write the folder of one model: the base's files, with the expert's own U-Net."""
+    """Write the folder of one model: the base's files, with the expert's own parts."""
     shutil.copytree(WEIGHTS / "base", target)
-    if name == "base":
+    own = own_parts(name)
+    if not own:
         return
     from safetensors.torch import load_file, save_file
 
-    delta = load_file(WEIGHTS / f"experts/{name}.safetensors")
-    save_file(restore(load_file(target / UNET), delta), target / UNET, metadata={"format": "pt"})
+    for part, file in own.items():
+        whole = target / PARTS[part]
+        save_file(restore(load_file(whole), load_file(file)), whole, metadata={"format": "pt"})
 
 
 def restore(base: dict[str, Tensor], delta: dict[str, Tensor]) -> dict[str, Tensor]:
