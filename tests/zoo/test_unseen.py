@@ -15,3 +15,15 @@ def test_takes_what_is_drawn_and_not_chosen_in_every_style():
     assert {row["topic"] for row in rows} == {"animals"}
     assert len({row["split"] for row in rows}) == 1  # an emoji is for the experts or for the aggregator, in all styles
     assert rows[0]["file_name"].endswith("/1f42f.png")
+
+
+def test_a_tenth_of_the_pairs_of_wide_things_is_kept_from_the_experts():
+    listed = {chr(0x4E00 + i): {"name": f"thing {i}", "group": "Objects"} for i in range(400)}
+    rows = list(unseen_rows(listed, chosen=set(), drawn={f"{0x4E00 + i:x}" for i in range(400)}))
+    share = {split: sum(row["split"] == split for row in rows) / len(rows) for split in ("experts", "pair", "rest")}
+    assert abs(share["rest"] - 0.2) < 0.05
+    assert abs(share["pair"] - 0.08) < 0.02
+    of_thing = {row["concept"]: set() for row in rows}
+    for row in rows:
+        of_thing[row["concept"]].add(row["split"])
+    assert all(splits == {"rest"} or "rest" not in splits for splits in of_thing.values())
