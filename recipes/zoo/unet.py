@@ -81,8 +81,8 @@ class Parts:
 class Corpus:
     """Scaled latents and text embeddings of captioned pictures, all in memory.
 
-    `full`, `bare` and `empty` stand for the caption, the caption without its style, and no caption: embeddings, or token
-    numbers where the text encoder is trained too.
+    `full`, `bare` and `empty` stand for the caption, the caption without its style, and no caption: embeddings, or
+    token numbers where the text encoder is trained too.
     """
 
     rows: list[dict[str, str]]

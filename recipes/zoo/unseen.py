@@ -1,7 +1,8 @@
 """Captioned pictures of everything that is not among the zoo's concepts.
 
-The base knows its own training pictures by heart. Four fifths of these things widen the experts, each on its own ground;
-of them one (thing, style) pair in ten, and all other things (`rest`), stay unseen by every model: they train aggregators.
+The base knows its own training pictures by heart. Four fifths of these things widen the experts, each on its own
+ground; of them one (thing, style) pair in ten, and all other things (`rest`), stay unseen by every model and train
+aggregators.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Unpacks the shipped experts into diffusers folders.
 
-The base is shipped whole. Of an expert only the difference of its own parts from the base's is shipped: in four bits for
-every matrix, and the vectors as they are.
+The base is shipped whole. Of an expert only the difference of its own parts from the base's is shipped: in four bits
+for every matrix, and the vectors as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GROUPS = {
     "five": (*TOPICS, *STYLES[:2]),
     "six": (*TOPICS, *STYLES),
 }
-GROUNDS = {
+GROUNDS: dict[str, dict[str, tuple[str, ...]]] = {
     "people": {"topic": ("people",)},
     "animals": {"topic": ("animals",)},
     "things": {"topic": ("things",)},
