@@ -40,6 +40,63 @@ SCHEDULERS: Mapping[str, Entry] = {
     "euler": Entry("diffusers:EulerDiscreteScheduler", "Euler", "arXiv 2206.00364"),
 }
 
+METRICS: Mapping[str, Entry] = {
+    "fid": Entry(
+        "diffusemble.evaluation.metrics.frechet:FID", "Fréchet distance of Inception features", "arXiv 1706.08500"
+    ),
+    "is": Entry("diffusemble.evaluation.metrics.inception_score:InceptionScore", "Inception score", "arXiv 1606.03498"),
+    "kid": Entry(
+        "diffusemble.evaluation.metrics.kernel:KID", "Kernel distance of Inception features", "arXiv 1801.01401"
+    ),
+    "cmmd": Entry(
+        "diffusemble.evaluation.metrics.kernel:CMMD",
+        "Maximum mean discrepancy of CLIP features, × 1000",
+        "arXiv 2401.09603",
+    ),
+    "fd-dinov2": Entry(
+        "diffusemble.evaluation.metrics.frechet:FDDinov2", "Fréchet distance of DINOv2 features", "arXiv 2306.04675"
+    ),
+    "clip-i": Entry(
+        "diffusemble.evaluation.metrics.clip:ClipI",
+        "Cosine of CLIP features of picture and real picture",
+        "arXiv 2103.00020",
+    ),
+    "clip-t": Entry(
+        "diffusemble.evaluation.metrics.clip:ClipT", "Cosine of CLIP features of picture and prompt", "arXiv 2103.00020"
+    ),
+    "aes": Entry("diffusemble.evaluation.metrics.aesthetic:Aesthetic", "LAION aesthetic score", "arXiv 2210.08402"),
+    "pickscore": Entry("diffusemble.evaluation.metrics.preference:PickScore", "PickScore", "arXiv 2305.01569"),
+    "hpsv2": Entry("diffusemble.evaluation.metrics.preference:HPSv2", "Human preference score v2", "arXiv 2306.09341"),
+    "hpsv2.1": Entry(
+        "diffusemble.evaluation.metrics.preference:HPSv21", "Human preference score v2.1", "arXiv 2306.09341"
+    ),
+    "imagereward": Entry("diffusemble.evaluation.metrics.image_reward:ImageReward", "ImageReward", "arXiv 2304.05977"),
+    "fid-mobilenet": Entry(
+        "diffusemble.evaluation.metrics.frechet:FIDMobileNet",
+        "Fréchet distance of MobileNetV2 features",
+        "arXiv 1706.08500",
+    ),
+    "fid-efficientnet": Entry(
+        "diffusemble.evaluation.metrics.frechet:FIDEfficientNet",
+        "Fréchet distance of EfficientNet-Lite0 features",
+        "arXiv 1706.08500",
+    ),
+    "kid-mobilenet": Entry(
+        "diffusemble.evaluation.metrics.kernel:KIDMobileNet",
+        "Kernel distance of MobileNetV2 features",
+        "arXiv 1801.01401",
+    ),
+    "kid-efficientnet": Entry(
+        "diffusemble.evaluation.metrics.kernel:KIDEfficientNet",
+        "Kernel distance of EfficientNet-Lite0 features",
+        "arXiv 1801.01401",
+    ),
+    "style-probe": Entry(
+        "diffusemble.evaluation.metrics.style_probe:StyleProbeScore", "Probability of the caption's style (zoo)"
+    ),
+    "prompt-match": Entry("diffusemble.evaluation.metrics.prompt_match:PromptMatchScore", "Prompt match (zoo)"),
+}
+
 
 def lookup(table: Mapping[str, Entry], name: str, what: str) -> Any:
     """Class behind ``name``.

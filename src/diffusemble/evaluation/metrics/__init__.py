@@ -1,0 +1,1 @@
+"""What pictures are scored by: one file per metric, one row each in ``registry.METRICS``."""
