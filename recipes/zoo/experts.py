@@ -20,7 +20,7 @@ from diffusemble.zoo.experts import STYLES, TOPICS
 from recipes.zoo import unseen
 from recipes.zoo.loop import State, train
 from recipes.zoo.pictures import read_rows
-from recipes.zoo.settings import DEVICE, WORK, plan_of
+from recipes.zoo.settings import DEVICE, WORK, plan_of, settings
 from recipes.zoo.text import tokens_of
 from recipes.zoo.unet import Corpus, Parts, held_out_errors, noise_loss
 
@@ -54,7 +54,7 @@ def fine_tune(name: str, work: Path, *, with_text: bool) -> None:
     plan, parts, rows = plan_of("experts"), Parts.load(work), read_rows(work)
     own = [row for row in rows if row["split"] == "train" and on_ground(name, row)]
     more = [row for row in unseen.read(work) if row["split"] == "experts" and on_ground(name, row)]
-    corpus = Corpus.load(parts, own + more, work, variants=2).balanced(len(own))
+    corpus = Corpus.load(parts, own + more, work, variants=settings("experts")["variants"]).balanced(len(own))
     unet = UNet2DConditionModel.from_pretrained(work / "unet").to(DEVICE, memory_format=torch.channels_last)
     encoder = None
     if with_text:

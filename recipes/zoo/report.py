@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -64,29 +65,35 @@ def paired(errors: dict[str, Tensor], best: str) -> dict[str, list[float]]:
     return report
 
 
-def matrix(pipes: dict[str, StableDiffusionPipeline], work: Path, split: str) -> dict[str, Any]:
-    """Held-out noise error of every shipped model on every topic, compared in pairs with the topic's own expert."""
+def matrix(pipes: dict[str, StableDiffusionPipeline], work: Path, split: str, group: str) -> dict[str, Any]:
+    """Held-out noise error of the base and a group on every expert's ground, in pairs with the ground's own expert."""
     parts, rows = Parts.load(work), [row for row in read_rows(work) if row["split"] == split]
     report = {}
-    for topic in zoo.groups()["topics"]:
-        corpus = Corpus.load(parts, [row for row in rows if row["topic"] == topic], work)
-        errors = {name: held_out_errors(pipe.unet, corpus, NOISES) for name, pipe in pipes.items()}
-        report[topic] = paired(errors, topic)
+    for ground in zoo.groups()[group]:
+        corpus = Corpus.load(parts, [row for row in rows if zoo.on_ground(ground, row)], work)
+        errors = {}
+        for name in ("base", *zoo.groups()[group]):
+            own = corpus.with_texts(replace(parts, encoder=pipes[name].text_encoder).embed)
+            errors[name] = held_out_errors(pipes[name].unet, own, NOISES)
+        report[ground] = paired(errors, ground)
     return report
 
 
 def draw_sheets(pipes: dict[str, StableDiffusionPipeline], work: Path, docs: Path) -> None:
-    """Held-out pairs by the expert of their topic, the experts beside each other, and reconstructions."""
+    """Held-out pairs by the experts on whose ground they are, all experts beside each other, and reconstructions."""
     rows = read_rows(work)
     pairs = spread([row for row in rows if row["split"] == "pair"], 24)
     captions = [row["text"] for row in pairs]
     real = to_signed(read_pictures([work / "data" / row["file_name"] for row in pairs]))
     drawn = {name: draw(pipe, captions, GUIDANCE, STEPS) for name, pipe in pipes.items()}
-    own = torch.stack([drawn[row["topic"]][i] for i, row in enumerate(pairs)])
+    own = {
+        group: torch.stack([drawn[at_home(group, row)][i] for i, row in enumerate(pairs)])
+        for group in ("topics", "styles")
+    }
     for part in (0, 1):
         here = slice(12 * part, 12 * part + 12)
-        lines = [("the art", real[here]), ("own expert", own[here]), ("base", drawn["base"][here])]
-        contact_sheet(lines, captions[here], docs / f"zoo/held-out-{part + 1}.png")
+        lines = [("the art", real[here]), *((f"of {group}", found[here]) for group, found in own.items())]
+        contact_sheet([*lines, ("base", drawn["base"][here])], captions[here], docs / f"zoo/held-out-{part + 1}.png")
     some = slice(0, 24, 2)
     contact_sheet([(n, d[some]) for n, d in drawn.items()], captions[some], docs / "zoo/experts.png")
     sheet, vae = sheet_pictures(work), AutoencoderKL.from_pretrained(zoo.folder("base") / "vae")
@@ -95,10 +102,15 @@ def draw_sheets(pipes: dict[str, StableDiffusionPipeline], work: Path, docs: Pat
     contact_sheet(lines, [""] * 12, docs / "zoo/autoencoder.png")
 
 
+def at_home(group: str, row: dict[str, str]) -> str:
+    """The expert of a group on whose ground a picture is."""
+    return next(name for name in zoo.groups()[group] if zoo.on_ground(name, row))
+
+
 def training_cost(work: Path) -> dict[str, dict[str, float]]:
     """Steps and minutes of every training, from its log."""
     cost = {}
-    for name in ("vae", "text", "unet", *zoo.groups()["topics"]):
+    for name in ("vae", "text", "unet", *zoo.names()[1:]):
         path = work / "training" / name / "log.jsonl"
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         steps = [row["step"] for row in rows]
@@ -112,15 +124,15 @@ def training_cost(work: Path) -> dict[str, dict[str, float]]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The expert × topic matrix as a Markdown table."""
-    topics = list(report)
-    lines = ["| | " + " | ".join(f"on {topic}" for topic in topics) + " |", "|---" * (len(topics) + 1) + "|"]
-    for model in zoo.names():
+    """The expert × ground matrix as a Markdown table."""
+    grounds = list(report)
+    lines = ["| | " + " | ".join(f"on {ground}" for ground in grounds) + " |", "|---" * (len(grounds) + 1) + "|"]
+    for model in report[grounds[0]]:
         cells = []
-        for topic in topics:
-            mean, difference, half = report[topic][model]
-            note = "" if model == topic else f" ({difference:+.4f} ± {half:.4f})"
-            cells.append(f"**{mean:.4f}**" if model == topic else f"{mean:.4f}{note}")
+        for ground in grounds:
+            mean, difference, half = report[ground][model]
+            note = "" if model == ground else f" ({difference:+.4f} ± {half:.4f})"
+            cells.append(f"**{mean:.4f}**" if model == ground else f"{mean:.4f}{note}")
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -140,8 +152,11 @@ def make(work: Path = WORK, docs: Path = DOCS) -> None:
         },
         "cost": training_cost(work),
         "text": json.loads((work / "text.json").read_text(encoding="utf-8")),
-        "pair": matrix(pipes, work, "pair"),
-        "concept": matrix(pipes, work, "concept"),
+        **{
+            f"{split}_{group}": matrix(pipes, work, split, group)
+            for group in ("topics", "styles")
+            for split in ("pair", "concept")
+        },
         "packed": packed,
     }
     (docs / "zoo/numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
@@ -151,8 +166,7 @@ def make(work: Path = WORK, docs: Path = DOCS) -> None:
 
 def packing_change(packed: dict[str, Any]) -> float:
     """The largest change of a held-out error by packing."""
-    models = [packed[name] for name in zoo.names()]
-    return max(abs(model["after"][topic] - model["before"][topic]) for model in models for topic in model["after"])
+    return max(abs(packed[name]["after"] - packed[name]["before"]) for name in zoo.names()[1:])
 
 
 def card_values(numbers: dict[str, Any]) -> dict[str, str]:
@@ -168,9 +182,9 @@ def card_values(numbers: dict[str, Any]) -> dict[str, str]:
         "passes": f"{cost['unet']['steps'] * settings('unet')['plan']['batch'] / numbers['pictures']['train']:.0f}",
         "text_train": f"{100 * numbers['text']['train']:.0f}",
         "text_pair": f"{100 * numbers['text']['pair']:.0f}",
-        "pair_table": table(numbers["pair"]),
-        "concept_table": table(numbers["concept"]),
+        **{key: table(numbers[key]) for key in numbers if key.endswith(("_topics", "_styles"))},
         "packing_change": f"{packing_change(packed):.5f}",
         "megabytes": f"{packed['bytes'] / 2**20:.1f}",
         "expert_megabytes": f"{packed['people']['bytes'] / 2**20:.1f}",
+        "styles_megabytes": f"{packed['shaded']['bytes'] / 2**20:.1f}",
     }
