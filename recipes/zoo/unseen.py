@@ -1,8 +1,8 @@
 """Captioned pictures of everything that is not among the zoo's concepts.
 
 The base knows its own training pictures by heart. Four fifths of these things widen the experts, each on its own
-ground; of them one (thing, style) pair in ten, and all other things (`rest`), stay unseen by every model and train
-aggregators.
+ground; of them one (thing, style) pair in ten, and all other things (`rest`), stay unseen by every model: they train
+aggregators, but for a fifth of the pairs (`validation`), by which their trainings are judged.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from recipes.zoo.data import HELD_OUT, NAMES, STYLES, code_point, fetch, fractio
 from recipes.zoo.settings import WORK
 
 EXPERTS_SHARE = 0.8  # of the emoji
+VALIDATION_SHARE = 0.2  # of the pairs
 
 TOPIC_OF_GROUP = {
     "Smileys & Emotion": "people",
@@ -41,17 +42,24 @@ def unseen_rows(listed: dict[str, dict[str, str]], chosen: set[str], drawn: set[
         if topic is None or code in chosen or code not in drawn:
             continue
         name = entry["name"].lower()
-        wide = fraction(f"unseen:{code}") < EXPERTS_SHARE
         for style in STYLES:
-            kept = fraction(f"pair:{name}:{style}") < HELD_OUT
             yield {
                 "file_name": f"{style.replace(' ', '-')}/{code}.png",
                 "text": f"{name}, {style} style",
                 "concept": name,
                 "style": style,
                 "topic": topic,
-                "split": ("pair" if kept else "experts") if wide else "rest",
+                "split": split_of(code, f"{name}:{style}"),
             }
+
+
+def split_of(code: str, pair: str) -> str:
+    """`experts`, or one of the splits that no expert sees: `rest`, `pair` and `validation`."""
+    if fraction(f"unseen:{code}") >= EXPERTS_SHARE:
+        return "rest"
+    if fraction(f"pair:{pair}") >= HELD_OUT:
+        return "experts"
+    return "validation" if fraction(f"validation:{pair}") < VALIDATION_SHARE else "pair"
 
 
 def read(work: Path) -> list[dict[str, str]]:
