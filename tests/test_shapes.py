@@ -24,5 +24,6 @@ def test_a_wrong_result_of_a_method_is_caught():
         pass
 
     aggregator = Short(Sizes(channels=(4,), time=8, text=8, experts=3), AggregatorOptions())
+    context = Context(torch.zeros(1, 7, 8), torch.zeros(1, 8), torch.zeros(1, 4, 5, 6), torch.zeros(1))
     with pytest.raises(TypeCheckError):
-        aggregator.forward(0, "features", Context(torch.zeros(1, 7, 8), torch.zeros(1, 8)))
+        aggregator.forward(0, "features", context)

@@ -129,14 +129,15 @@ def _walk(ensemble: EnsembleDenoiser, height: int, width: int) -> Walk:
     blocks = blocks_of(type(first).from_config(first.config).eval())
     inputs = _inputs(ensemble, height, width)
     grids = []
+    sample, timestep = inputs.pop("sample"), inputs.pop("timestep")
     with FlopCounterMode(display=False) as counter:
-        flow = blocks.open(inputs.pop("sample"), inputs.pop("timestep"), inputs)
+        flow = blocks.open(sample, timestep, inputs)
         for name in blocks.names:
             hidden = blocks.run(name, flow)
             grids.append((hidden.shape[2], hidden.shape[3]))
             flow = blocks.join(name, flow, hidden)
         blocks.close(flow.hidden)
-    return Walk(counter.get_total_flops(), tuple(grids), Context(flow.text, flow.time))
+    return Walk(counter.get_total_flops(), tuple(grids), Context(flow.text, flow.time, sample, timestep[None]))
 
 
 def _mixing(ensemble: EnsembleDenoiser, walk: Walk) -> int:

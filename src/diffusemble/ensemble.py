@@ -74,7 +74,12 @@ class EnsembleDenoiser(nn.Module):
 
     def _lockstep(self, sample: Tensor, timestep: Any, inputs: Sequence[Mapping[str, Any]]) -> Tensor:
         flows = [blocks.open(sample, timestep, own) for blocks, own in zip(self.blocks, inputs, strict=True)]
-        context = Context(text=_mean([flow.text for flow in flows]), time=_mean([flow.time for flow in flows]))
+        context = Context(
+            text=_mean([flow.text for flow in flows]),
+            time=_mean([flow.time for flow in flows]),
+            sample=sample,
+            timestep=torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample)),
+        )
         for point, name in enumerate(self.points[:-1]):
             outputs = [blocks.run(name, flow) for blocks, flow in zip(self.blocks, flows, strict=True)]
             if point in self.aggregator.points:

@@ -32,10 +32,19 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Context:
-    """What is known beside the features: means over the experts of text ``[b s d]`` and time ``[b e]`` embeddings."""
+    """What is known beside the features.
+
+    Attributes:
+        text: text embedding ``[b s d]``, the mean over the experts.
+        time: time embedding ``[b e]``, the mean over the experts.
+        sample: noisy latents ``[b c h w]`` that all experts denoise.
+        timestep: their timesteps ``[b]``, in the sampler's unit.
+    """
 
     text: Tensor
     time: Tensor
+    sample: Tensor
+    timestep: Tensor
 
 
 @dataclass(frozen=True)
