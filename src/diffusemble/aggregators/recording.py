@@ -41,12 +41,16 @@ class AttentionMaps:
 
 
 @contextmanager
-def record_attention(ensemble: Recorded) -> Iterator[AttentionMaps]:
-    """Keep the maps of every aggregated point while the block runs; points that are not aggregated stay empty."""
+def record_attention(ensemble: Recorded, detach: bool = True) -> Iterator[AttentionMaps]:
+    """Keep the maps of every aggregated point while the block runs; points that are not aggregated stay empty.
+
+    Maps are copied to the CPU; without ``detach`` they stay where they are, with their gradients, to learn from them.
+    """
     maps = AttentionMaps(ensemble.points, tuple([] for _ in ensemble.points))
 
     def keep(_: nn.Module, args: tuple[Any, ...], mixed: Any) -> None:
-        maps.calls[args[0]].append(mixed.maps.detach().float().cpu().clone())
+        kept = mixed.maps.float()
+        maps.calls[args[0]].append(kept.detach().cpu().clone() if detach else kept)
 
     handle = ensemble.aggregator.register_forward_hook(keep)
     try:
