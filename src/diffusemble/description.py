@@ -143,6 +143,8 @@ def _walk(ensemble: EnsembleDenoiser, height: int, width: int) -> Walk:
 def _mixing(ensemble: EnsembleDenoiser, walk: Walk) -> int:
     """Operations of the aggregator at all its points."""
     own = ensemble.aggregator
+    if not _size(own):
+        return 0  # only products of matrices are counted, and there are none without weights
     twin = create(name_of(own), own.sizes, own.options.model_dump()).eval()
     with FlopCounterMode(display=False) as counter:
         for point in sorted(twin.points):

@@ -13,14 +13,17 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from diffusemble.aggregators.base import Aggregator, Context
+from diffusemble.aggregators.base import Combiner, Context
+from diffusemble.aggregators.router import Router
 from diffusemble.aggregators.storage import create
-from diffusemble.blocks.base import Blocks
+from diffusemble.blocks.base import Blocks, Flow, finish
+from diffusemble.blocks.points import point_indices
+from diffusemble.blocks.turns import take_turns
 from diffusemble.experts.expert import Expert, as_experts, check_block_level
 from diffusemble.experts.pipeline import build_pipeline
 from diffusemble.experts.reference import load_ensemble, save_ensemble
 from diffusemble.experts.text import unpack_text
-from diffusemble.registry import BLOCKS, lookup
+from diffusemble.registry import AGGREGATORS, BLOCKS, lookup
 
 
 class EnsembleDenoiser(nn.Module):
@@ -32,16 +35,16 @@ class EnsembleDenoiser(nn.Module):
 
     Args:
         experts: experts or bare diffusers denoisers of one architecture, in the order of their maps.
-        aggregator: an aggregator built for them, or the name of one (``build_aggregator``).
+        aggregator: an aggregator or a router built for them, or the name of one (``build_aggregator``).
 
     Raises:
         ValueError: the experts cannot run in lockstep, or the aggregator was built for other sizes.
     """
 
-    aggregator: Aggregator
+    aggregator: Combiner
     denoisers: Any  # a ModuleList; its entries have more attributes than Module declares
 
-    def __init__(self, experts: Sequence[Expert | nn.Module], aggregator: Aggregator | str = "mean") -> None:
+    def __init__(self, experts: Sequence[Expert | nn.Module], aggregator: Combiner | str = "mean") -> None:
         super().__init__()
         self.experts = as_experts(experts)
         check_block_level(self.experts)
@@ -69,10 +72,10 @@ class EnsembleDenoiser(nn.Module):
             # One denoiser may stand for several experts; its LoRA must not be scaled several times.
             for blocks in {id(blocks.denoiser): blocks for blocks in self.blocks}.values():
                 stack.enter_context(blocks.active(inputs))
-            prediction = self._lockstep(sample, timestep, own)
+            prediction = self._predict(sample, timestep, own)
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
-    def _lockstep(self, sample: Tensor, timestep: Any, inputs: Sequence[Mapping[str, Any]]) -> Tensor:
+    def _predict(self, sample: Tensor, timestep: Any, inputs: Sequence[Mapping[str, Any]]) -> Tensor:
         flows = [blocks.open(sample, timestep, own) for blocks, own in zip(self.blocks, inputs, strict=True)]
         context = Context(
             text=_mean([flow.text for flow in flows]),
@@ -80,6 +83,17 @@ class EnsembleDenoiser(nn.Module):
             sample=sample,
             timestep=torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample)),
         )
+        if isinstance(self.aggregator, Router):
+            return take_turns(self.blocks, flows, context, self.aggregator)
+        last = len(self.points) - 1
+        if self.aggregator.points == {last}:
+            # Nothing is shared on the way: one expert after the other needs the memory of one.
+            outputs = [finish(blocks, flow) for blocks, flow in zip(self.blocks, flows, strict=True)]
+        else:
+            outputs = self._lockstep(flows, context)
+        return self.aggregator(last, outputs, context).feature
+
+    def _lockstep(self, flows: Sequence[Flow], context: Context) -> list[Tensor]:
         for point, name in enumerate(self.points[:-1]):
             outputs = [blocks.run(name, flow) for blocks, flow in zip(self.blocks, flows, strict=True)]
             if point in self.aggregator.points:
@@ -89,8 +103,7 @@ class EnsembleDenoiser(nn.Module):
                 for blocks, flow, output in zip(self.blocks, flows, outputs, strict=True)
             ]
         last = self.points[-1]
-        outputs = [blocks.close(blocks.run(last, flow)) for blocks, flow in zip(self.blocks, flows, strict=True)]
-        return self.aggregator(len(self.points) - 1, outputs, context).feature
+        return [blocks.close(blocks.run(last, flow)) for blocks, flow in zip(self.blocks, flows, strict=True)]
 
     # -- what stands around it -------------------------------------------------------------------------------------
 
@@ -180,9 +193,10 @@ class EnsembleDenoiser(nn.Module):
         bound.pop("self")
         return bound.pop("sample"), bound.pop("timestep"), bound
 
-    def _check(self, aggregator: Aggregator) -> None:
+    def _check(self, aggregator: Combiner) -> None:
         needed = replace(self.blocks[0].sizes, experts=len(self.experts))
-        if aggregator.sizes != needed:
+        reads_latents = isinstance(aggregator, Router)
+        if aggregator.sizes != needed or (reads_latents and aggregator.sizes.latents != needed.latents):
             raise ValueError(
                 f"This aggregator was built for {aggregator.sizes}, but the experts need {needed}. Build or train one "
                 f"for exactly these experts (build_aggregator, `diffusemble train`)."
@@ -198,18 +212,23 @@ def blocks_of(denoiser: nn.Module) -> Blocks:
     return lookup(BLOCKS, type(denoiser).__name__, "denoiser class for block-wise ensembles")(denoiser)
 
 
-def build_aggregator(name: str, denoisers: Sequence[nn.Module], **options: Any) -> Aggregator:
-    """Aggregator ``name`` for these denoisers; channels and widths are read from them.
+def build_aggregator(name: str, denoisers: Sequence[nn.Module], **options: Any) -> Combiner:
+    """Aggregator or router ``name`` for these denoisers; channels and widths are read from them.
 
     Args:
         name: a row of ``registry.AGGREGATORS``, such as ``"sabw"`` or ``"mean"``.
         denoisers: the experts' denoisers, in order.
-        options: the aggregator's own options, such as ``preset="small"``.
+        options: its own options, such as ``preset="small"``; ``points`` may also be ``"levels"`` (one for every stage)
+            or names of points.
 
     Raises:
-        ValueError: unknown name, option or preset.
+        ValueError: unknown name, option, preset or point.
     """
-    return create(name, replace(blocks_of(denoisers[0]).sizes, experts=len(denoisers)), options)
+    blocks = blocks_of(denoisers[0])
+    if "points" in options:
+        anchor = lookup(AGGREGATORS, name, "aggregator").anchor
+        options = {**options, "points": point_indices(options["points"], blocks.names, anchor)}
+    return create(name, replace(blocks.sizes, experts=len(denoisers)), options)
 
 
 def split_inputs(inputs: Mapping[str, Any], n: int) -> tuple[dict[str, Any], ...]:

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
-from diffusemble.aggregators.mean import Mean
+from diffusemble.aggregators.mean import Mean, MeanOptions
 from diffusemble.config import AggregatorConfig, EnsembleConfig, GenerateConfig, MadeWith
 from diffusemble.drawing import Picture, choose_maps, draw
 from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
@@ -21,7 +22,7 @@ from diffusemble.pictures.metadata import save_png
 from diffusemble.pictures.sheet import Column, contact_sheet
 from diffusemble.pictures.text import COLOURS, FAINT, INK
 from diffusemble.provenance import differences, made_with
-from diffusemble.registry import SCHEDULERS
+from diffusemble.registry import AGGREGATORS, SCHEDULERS, lookup
 from diffusemble.settings import dump_config
 from diffusemble.zoo import trained_ensemble
 
@@ -141,7 +142,8 @@ def build_ensemble(config: EnsembleConfig) -> EnsembleDenoiser:
         experts = load_experts(config.experts, dtype=dtype, device=device, base=config.base)
         choice = config.aggregator or AggregatorConfig(name="mean")
         denoisers = [expert.denoiser for expert in experts]
-        ensemble = EnsembleDenoiser(experts, build_aggregator(choice.name, denoisers, **choice.options))
+        options = _options(choice, config)
+        ensemble = EnsembleDenoiser(experts, build_aggregator(choice.name, denoisers, **options))
     ensemble.aggregator.to(device=device, dtype=dtype)
     return ensemble.eval()
 
@@ -166,6 +168,13 @@ def _saved(config: EnsembleConfig) -> Path | None:
     return trained or (None if config.ensemble is None else Path(config.ensemble))
 
 
+def _options(choice: AggregatorConfig, config: EnsembleConfig) -> dict[str, Any]:
+    """The aggregator's own options; one that asks for the guidance scale gets that of the drawing."""
+    asks = "guidance" in lookup(AGGREGATORS, choice.name, "aggregator").Options.model_fields
+    guidance = {"guidance": config.guidance} if asks and isinstance(config, GenerateConfig) else {}
+    return {**guidance, **choice.options}
+
+
 def _warn(config: GenerateConfig, ensemble: EnsembleDenoiser, now: MadeWith) -> None:
     for difference in differences(config.made_with, now) if config.made_with else ():
         log.warning("The picture may differ from the saved one: %s.", difference)
@@ -187,7 +196,7 @@ def _ways(ensemble: EnsembleDenoiser) -> dict[str, EnsembleDenoiser]:
     if len(ensemble.experts) == 1:
         return {TOGETHER: ensemble}
     ways = {expert.name: EnsembleDenoiser([expert]) for expert in ensemble.experts}
-    if not (isinstance(ensemble.aggregator, Mean) and ensemble.aggregator.options.points == "all"):
+    if not (isinstance(ensemble.aggregator, Mean) and ensemble.aggregator.options == MeanOptions()):
         ways[MEAN] = EnsembleDenoiser(ensemble.experts, "mean")
     return {**ways, TOGETHER: ensemble}
 

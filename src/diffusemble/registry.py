@@ -27,6 +27,9 @@ AGGREGATORS: Mapping[str, Entry] = {
         "diffusemble.aggregators.sabw:SABW", "Spatial-aware block-wise feature aggregation", "AFA, ICLR 2025"
     ),
     "mean": Entry("diffusemble.aggregators.mean:Mean", "Block-wise mean of the features", "AFA, ICLR 2025, table 3"),
+    "magicfusion": Entry(
+        "diffusemble.aggregators.magicfusion:MagicFusion", "The most salient expert of every place", "arXiv 2303.13126"
+    ),
 }
 
 BLOCKS: Mapping[str, Entry] = {

@@ -21,14 +21,14 @@ def models() -> list[torch.nn.Module]:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("sabv", {}, "Unknown aggregator 'sabv'. Choose one of: sabw, mean"),
+        ("sabv", {}, "Unknown aggregator 'sabv'. Choose one of: sabw, mean, magicfusion"),
         (
             "sabw",
             {"wdith": 32},
             "Aggregator 'sabw' has no option 'wdith'. Its options are: points, width, heads, layers, groups, preset",
         ),
-        ("mean", {"width": 32}, "Aggregator 'mean' has no option 'width'. Its options are: points"),
-        ("mean", {"preset": "tiny"}, "Aggregator 'mean' has no option 'preset'. Its options are: points"),
+        ("mean", {"width": 32}, "Aggregator 'mean' has no option 'width'. Its options are: points, weights"),
+        ("mean", {"preset": "tiny"}, "Aggregator 'mean' has no option 'preset'. Its options are: points, weights"),
         ("sabw", {"preset": "huge"}, "Unknown SABW preset 'huge'. Choose one of: paper, lite, small, tiny"),
         ("sabw", {"width": 48}, "SABW width 48 must be a multiple of its 32 norm groups"),
         ("sabw", {"width": 32, "heads": 5}, "SABW width 32 must be a multiple of its 5 heads"),

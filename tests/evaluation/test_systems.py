@@ -43,7 +43,7 @@ def predictions(ensemble: EnsembleDenoiser) -> dict[str, torch.Tensor]:
 def test_systems_are_the_experts_the_controls_and_the_ensemble(predictions):
     assert list(predictions) == [
         *("expert-0", "expert-1", "expert-0-inside", "expert-1-inside"),
-        *("weight-average", "noise-average", "block-average", "ensemble", "base"),
+        *("weight-average", "noise-average", "block-average", "magicfusion", "ensemble", "base"),
     ]
 
 

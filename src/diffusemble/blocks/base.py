@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -65,7 +65,18 @@ class Blocks(Protocol):
 def run_through(blocks: Blocks, sample: Tensor, timestep: Any, inputs: Inputs) -> Tensor:
     """One denoiser, block by block: the same numbers as ``denoiser(sample, timestep, **inputs)``."""
     with blocks.active(inputs):
-        flow = blocks.open(sample, timestep, inputs)
-        for name in blocks.names:
-            flow = blocks.join(name, flow, blocks.run(name, flow))
-        return blocks.close(flow.hidden)
+        return finish(blocks, blocks.open(sample, timestep, inputs))
+
+
+def finish(blocks: Blocks, flow: Flow) -> Tensor:
+    """Output of one denoiser from its opened ``flow`` on: all its blocks, without anybody else."""
+    return run_span(blocks, flow, blocks.names).hidden
+
+
+def run_span(blocks: Blocks, flow: Flow, names: Sequence[str]) -> Flow:
+    """State after consecutive blocks ``names`` of one denoiser; after the last block of all, its hidden state is the
+    denoiser's output.
+    """
+    for name in names:
+        flow = blocks.join(name, flow, blocks.run(name, flow))
+    return replace(flow, hidden=blocks.close(flow.hidden)) if names[-1] == blocks.names[-1] else flow

@@ -30,6 +30,7 @@ class System:
         kind: ``"expert"``, ``"inside"``, ``"control"``, ``"ensemble"`` or ``"base"``.
         pipeline: a diffusers pipeline; whatever its denoiser is, its text encoder fits.
         settings: arguments of the pipeline's call that this way has instead of the run's (``num_inference_steps``).
+        guided: the denoiser needs both halves of guidance, the empty prompt's and the prompt's, to predict either.
     """
 
     name: str
@@ -37,12 +38,17 @@ class System:
     kind: str
     pipeline: Any
     settings: Mapping[str, Any] = field(default_factory=dict)
+    guided: bool = False
 
     @torch.no_grad()
     def predict(self, noisy: Tensor, times: Tensor, prompts: Sequence[str]) -> Tensor:
         """Noise ``[b c h w]`` predicted for ``noisy [b c h w]`` at ``times [b]``, without guidance."""
-        text, _ = self.pipeline.encode_prompt(list(prompts), noisy.device, 1, False)
-        predicted = self.pipeline.unet(noisy, times, encoder_hidden_states=text, return_dict=False)[0]
+        text, empty = self.pipeline.encode_prompt(list(prompts), noisy.device, 1, self.guided)
+        if self.guided:
+            halves = torch.cat([noisy, noisy]), torch.cat([times, times]), torch.cat([empty, text])
+            predicted = self.pipeline.unet(*halves, return_dict=False)[0].chunk(2)[1]
+        else:
+            predicted = self.pipeline.unet(noisy, times, encoder_hidden_states=text, return_dict=False)[0]
         scheduler = self.pipeline.scheduler
         alphas = scheduler.alphas_cumprod.to(times.device)[times]
         return as_noise(predicted, noisy, alphas, scheduler.config.prediction_type)
@@ -74,12 +80,13 @@ class Only(Aggregator):
         return maps
 
 
-def build_systems(ensemble: EnsembleDenoiser, base: Expert | None = None) -> tuple[System, ...]:
+def build_systems(ensemble: EnsembleDenoiser, base: Expert | None = None, guidance: float = 7.5) -> tuple[System, ...]:
     """Every system of the comparison, experts first, the ensemble last, then the base model.
 
     Args:
         ensemble: the experts and the trained aggregator.
         base: the model the experts were fine-tuned from.
+        guidance: guidance scale they will draw with; MagicFusion measures with it.
     """
     experts = ensemble.experts
     denoisers = [expert.denoiser for expert in experts]
@@ -102,6 +109,13 @@ def build_systems(ensemble: EnsembleDenoiser, base: Expert | None = None) -> tup
             together(build_aggregator("mean", denoisers, points="last")),
         ),
         System("block-average", "block average", "control", together(build_aggregator("mean", denoisers))),
+        System(
+            "magicfusion",
+            "MagicFusion",
+            "control",
+            together(build_aggregator("magicfusion", denoisers, guidance=guidance)),
+            guided=True,
+        ),
     ]
     learned = System(LEARNED, "AFA ensemble", "ensemble", ensemble.pipeline())
     origin = [] if base is None else [System("base", "base model", "base", plain_pipeline(base))]
