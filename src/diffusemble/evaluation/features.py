@@ -47,13 +47,14 @@ class FeatureNet:
 
     Args:
         name: a row of ``NETS``.
+        device: where the net runs; features come back to the CPU.
 
     Raises:
         ValueError: unknown name.
         FileNotFoundError: the package with the weights is not installed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
         if name not in NETS:
             raise ValueError(f"Unknown feature net {name!r}. Choose one of: {', '.join(NETS)}.")
         published = NETS[name]
@@ -61,14 +62,14 @@ class FeatureNet:
         self.name = name
         self.net = ConvNet(published.architecture)
         self.net.load_in_order(torch.load(path, map_location="cpu", weights_only=True), path.name)
-        self.net.requires_grad_(False).eval()
-        self.mean = torch.tensor(published.architecture.mean).view(3, 1, 1)
-        self.std = torch.tensor(published.architecture.std).view(3, 1, 1)
+        self.net.requires_grad_(False).eval().to(device)
+        self.mean = torch.tensor(published.architecture.mean, device=device).view(3, 1, 1)
+        self.std = torch.tensor(published.architecture.std, device=device).view(3, 1, 1)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, batch: int = 64) -> Tensor:
         """Features ``[b 1280]`` of images ``[b 3 h w]`` in [0, 1]."""
-        return torch.cat([self.net.features(self.prepare(part)) for part in images.split(batch)])
+        return torch.cat([self.net.features(self.prepare(part)).cpu() for part in images.split(batch)])
 
     @torch.no_grad()
     def classify(self, images: Tensor) -> Tensor:
@@ -79,8 +80,24 @@ class FeatureNet:
     def prepare(self, images: Tensor) -> Tensor:
         """Resize to the net's resolution with antialiasing, and normalise."""
         size = (RESOLUTION, RESOLUTION)
-        sized = F.interpolate(images.float(), size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        images = images.to(self.mean.device, torch.float32)
+        sized = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         return ((sized - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+class AllNets:
+    """Features of all ``NETS`` in order, side by side: what the scorers of the zoo look at.
+
+    Args:
+        device: where the nets run.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.nets = tuple(FeatureNet(name, device) for name in NETS)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features ``[b 2560]`` of images ``[b 3 h w]`` in [0, 1]."""
+        return torch.cat([net(images) for net in self.nets], dim=1)
 
 
 def package_file(package: str, file: str, distribution: str) -> Path:

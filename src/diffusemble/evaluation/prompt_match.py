@@ -6,24 +6,22 @@ a sentence embedding of a text into one space. It knows the zoo's kind of pictur
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusemble.evaluation.convnets import WIDTH
 from diffusemble.evaluation.features import NETS, package_file
+from diffusemble.evaluation.heads import load_head, read_report, save_head
 
 HEADS = Path(__file__).with_name("weights") / "prompt_match.safetensors"
 TEXT_WIDTH = 384
 JOINT_WIDTH = 80
-REPORT_KEY = "diffusemble.prompt_match"
+STAGE, REPORT_KEY = "prompt_match", "diffusemble.prompt_match"
 
 
 class SentenceEncoder:
@@ -105,9 +103,7 @@ class PromptMatch(nn.Module):
 
     def save(self, file: Path, report: Mapping[str, Any]) -> None:
         """Write float16 weights, with how good they are in the header."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        weights = {key: value.detach().half().contiguous() for key, value in self.state_dict().items()}
-        save_file(weights, str(file), metadata={REPORT_KEY: json.dumps(dict(report))})
+        save_head(self, file, REPORT_KEY, report)
 
     @classmethod
     def load(cls, file: Path = HEADS) -> PromptMatch:
@@ -116,23 +112,9 @@ class PromptMatch(nn.Module):
         Raises:
             FileNotFoundError: there is no such file.
         """
-        model = cls()
-        with safe_open(str(_present(file)), framework="pt") as opened:
-            model.load_state_dict({key: opened.get_tensor(key).float() for key in opened.keys()})  # noqa: SIM118
-        return model.requires_grad_(False).eval()
+        return load_head(cls(), file, STAGE)
 
 
 def published_accuracy(file: Path = HEADS) -> dict[str, Any]:
     """How good the heads in ``file`` were on pictures they had not seen."""
-    with safe_open(str(_present(file)), framework="pt") as opened:
-        report: dict[str, Any] = json.loads(opened.metadata()[REPORT_KEY])
-    return report
-
-
-def _present(file: Path) -> Path:
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"The heads of the prompt match are missing: {file}. Reinstall the package, or train them with "
-            f"`python -m recipes.zoo prompt_match`."
-        )
-    return file
+    return read_report(file, REPORT_KEY, STAGE)
