@@ -195,8 +195,7 @@ class EnsembleDenoiser(nn.Module):
 
     def _check(self, aggregator: Combiner) -> None:
         needed = replace(self.blocks[0].sizes, experts=len(self.experts))
-        reads_latents = isinstance(aggregator, Router)
-        if aggregator.sizes != needed or (reads_latents and aggregator.sizes.latents != needed.latents):
+        if not aggregator.fits(needed):
             raise ValueError(
                 f"This aggregator was built for {aggregator.sizes}, but the experts need {needed}. Build or train one "
                 f"for exactly these experts (build_aggregator, `diffusemble train`)."
@@ -218,8 +217,7 @@ def build_aggregator(name: str, denoisers: Sequence[nn.Module], **options: Any) 
     Args:
         name: a row of ``registry.AGGREGATORS``, such as ``"sabw"`` or ``"mean"``.
         denoisers: the experts' denoisers, in order.
-        options: its own options, such as ``preset="small"``; ``points`` may also be ``"levels"`` (one for every stage)
-            or names of points.
+        options: its own, such as ``preset="small"``; ``points`` may also be names, or ``"levels"``: one a stage.
 
     Raises:
         ValueError: unknown name, option, preset or point.

@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import version
 
 import diffusemble
-from diffusemble.aggregators.base import Aggregator
+from diffusemble.aggregators.base import Combiner
 from diffusemble.aggregators.storage import name_of
 from diffusemble.config import ExpertRecord, MadeWith
 from diffusemble.ensemble import EnsembleDenoiser
@@ -29,7 +29,7 @@ def made_with(ensemble: EnsembleDenoiser) -> MadeWith:
     )
 
 
-def fingerprint(aggregator: Aggregator) -> str:
+def fingerprint(aggregator: Combiner) -> str:
     """SHA-256 of an aggregator's options and weights, 16 hexadecimal digits."""
     total = hashlib.sha256(aggregator.options.model_dump_json().encode())
     for name, tensor in sorted(aggregator.state_dict().items()):

@@ -27,6 +27,15 @@ AGGREGATORS: Mapping[str, Entry] = {
         "diffusemble.aggregators.sabw:SABW", "Spatial-aware block-wise feature aggregation", "AFA, ICLR 2025"
     ),
     "mean": Entry("diffusemble.aggregators.mean:Mean", "Block-wise mean of the features", "AFA, ICLR 2025, table 3"),
+    "mixture-blocks": Entry(
+        "diffusemble.aggregators.mixture:BlockMixture", "One expert per block, chosen by its input", "AFA, appendix E"
+    ),
+    "mixture-denoisers": Entry(
+        "diffusemble.aggregators.mixture:DenoiserMixture", "One expert per step, chosen by its input", "AFA, appendix E"
+    ),
+    "timestep-switch": Entry(
+        "diffusemble.aggregators.timestep_switch:TimestepSwitch", "One expert after the other", "arXiv 2211.01324"
+    ),
     "magicfusion": Entry(
         "diffusemble.aggregators.magicfusion:MagicFusion", "The most salient expert of every place", "arXiv 2303.13126"
     ),
@@ -98,6 +107,26 @@ METRICS: Mapping[str, Entry] = {
         "diffusemble.evaluation.metrics.style_probe:StyleProbeScore", "Probability of the caption's style (zoo)"
     ),
     "prompt-match": Entry("diffusemble.evaluation.metrics.prompt_match:PromptMatchScore", "Prompt match (zoo)"),
+}
+
+
+MERGES: Mapping[str, Entry] = {
+    name: Entry(f"diffusemble.merging.methods.{target}", title, paper)
+    for name, target, title, paper in (
+        ("weighted", "weighted:Weighted", "Weighted mean of n models", "AFA, ICLR 2025, table 1"),
+        ("soup", "soup:Soup", "Uniform mean of n models", "arXiv 2203.05482"),
+        ("slerp", "slerp:Slerp", "Spherical interpolation of two models", "Shoemake, SIGGRAPH 1985"),
+        ("cosine", "cosine:Cosine", "Similarity-dependent blend of two models", ""),
+        ("add-difference", "add_difference:AddDifference", "A + a (B - C)", "arXiv 2212.04089"),
+        ("train-difference", "train_difference:TrainDifference", "A trained towards B, from C", ""),
+        ("ties", "ties:Ties", "Trim, elect signs, merge what agrees", "arXiv 2306.01708"),
+        ("dare", "dare:Dare", "Drop at random and rescale", "arXiv 2311.03099"),
+    )
+}
+
+
+OBJECTIVES: Mapping[str, Entry] = {
+    "held-out-loss": Entry("diffusemble.evaluation.objective:HeldOutLoss", "Error of the predicted noise"),
 }
 
 

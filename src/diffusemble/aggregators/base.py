@@ -1,9 +1,9 @@
-"""What every aggregator is: N features of one point in, one feature and its weights out."""
+"""What every combiner of experts is, and every aggregator: N features of one point in, one feature and weights out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from jaxtyping import Float
@@ -22,12 +22,15 @@ class Sizes:
         time: width of the time embedding.
         text: width of the text embedding.
         experts: number n of denoisers.
+        latents: channels of the latents that enter the denoisers. Only routers read them, so sizes that differ in
+            nothing else are equal.
     """
 
     channels: tuple[int, ...]
     time: int
     text: int
     experts: int = 1
+    latents: int = field(default=4, compare=False)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,13 @@ class Mixed:
     maps: Tensor
 
 
-class AggregatorOptions(BaseModel):
+class CombinerOptions(BaseModel):
+    """Options of a combiner: a closed set, which nothing changes later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AggregatorOptions(CombinerOptions):
     """Options every aggregator has.
 
     Attributes:
@@ -63,28 +72,47 @@ class AggregatorOptions(BaseModel):
             only the predictions: with equal weights, that is noise averaging. The last point is always among them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     points: PointChoice = "all"
 
 
-class Aggregator(nn.Module):
-    """Weights the features of n experts at k points.
+class Combiner(nn.Module):
+    """How n experts draw as one: either all run and an ``Aggregator`` mixes them, or a ``Router`` chooses who runs.
 
-    Subclasses set ``Options``, and ``presets`` if some of their options have names together, and implement ``weigh``.
+    Subclasses set ``Options``, and ``presets`` if some of their options have names together.
+
+    Attributes:
+        points: indices of the points where it acts.
+        anchor: the index that must be among them, and which point of a stage counts for it: the last one (-1) where
+            features are mixed after a block, the first one (0) where a choice is made before it.
+    """
+
+    Options: ClassVar[type[CombinerOptions]] = CombinerOptions
+    presets: ClassVar[Mapping[str, Mapping[str, int]]] = {}
+    anchor: ClassVar[int] = -1
+
+    def __init__(self, sizes: Sizes, options: CombinerOptions, points: PointChoice) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.options = options
+        self.points = _chosen(points, len(sizes.channels), self.anchor)
+
+    def fits(self, sizes: Sizes) -> bool:
+        """Whether it works with experts of these sizes."""
+        return self.sizes == sizes
+
+
+class Aggregator(Combiner):
+    """Weights the features of n experts at k points; subclasses implement ``weigh``.
 
     Raises:
         ValueError: ``options.points`` names a point that does not exist or leaves the last one out.
     """
 
     Options: ClassVar[type[AggregatorOptions]] = AggregatorOptions
-    presets: ClassVar[Mapping[str, Mapping[str, int]]] = {}
+    options: AggregatorOptions
 
     def __init__(self, sizes: Sizes, options: AggregatorOptions) -> None:
-        super().__init__()
-        self.sizes = sizes
-        self.options = options
-        self.points = _chosen(options.points, len(sizes.channels))
+        super().__init__(sizes, options, options.points)
 
     def weigh(self, point: int, features: Sequence[Tensor], context: Context) -> Float[Tensor, "b n h w"]:
         """Weight of every expert at every position; sums to one over the experts."""
@@ -104,13 +132,21 @@ def weighted_sum(features: Sequence[Tensor], maps: Float[Tensor, "b n h w"]) -> 
     return total
 
 
-def _chosen(points: PointChoice, count: int) -> frozenset[int]:
+def _chosen(points: PointChoice, count: int, anchor: int) -> frozenset[int]:
     if points == "all":
         return frozenset(range(count))
-    chosen = frozenset({count - 1} if points == "last" else points)
-    if count - 1 not in chosen or not chosen <= frozenset(range(count)):
+    needed = range(count)[anchor]
+    chosen = frozenset({needed} if points == "last" else points)
+    if needed not in chosen or not chosen <= frozenset(range(count)):
+        which, why, names = _ANCHORS[anchor]
         raise ValueError(
-            f"points must be indices from 0 to {count - 1} and contain the last one, because the experts' predictions "
-            f"always become one; got {sorted(chosen)}. Add {count - 1}, or choose 'all' or 'last'."
+            f"points must be indices from 0 to {count - 1} and contain the {which} one, because {why}; got "
+            f"{sorted(chosen)}. Add {needed}, or choose {names}."
         )
     return chosen
+
+
+_ANCHORS = {
+    -1: ("last", "the experts' predictions always become one", "'all' or 'last'"),
+    0: ("first", "somebody must be chosen to begin", "'all'"),
+}

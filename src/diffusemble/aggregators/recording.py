@@ -9,14 +9,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from diffusemble.aggregators.base import Aggregator
+from diffusemble.aggregators.base import Combiner
 
 
 @runtime_checkable
 class Recorded(Protocol):
     """What is recorded: anything with an aggregator and named points, such as ``EnsembleDenoiser``."""
 
-    aggregator: Aggregator
+    aggregator: Combiner
 
     @property
     def points(self) -> tuple[str, ...]:

@@ -11,23 +11,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from diffusemble.aggregators.base import Aggregator, AggregatorOptions, Sizes
+from diffusemble.aggregators.base import Combiner, CombinerOptions, Sizes
 from diffusemble.registry import AGGREGATORS, lookup
 
 HEADER_KEY = "diffusemble.aggregator"
 
 
-def create(name: str, sizes: Sizes, options: dict[str, Any]) -> Aggregator:
+def create(name: str, sizes: Sizes, options: dict[str, Any]) -> Combiner:
     """Build the aggregator ``name`` for the given sizes; ``options`` are those of its ``Options`` model."""
-    cls: type[Aggregator] = lookup(AGGREGATORS, name, "aggregator")
+    cls = lookup(AGGREGATORS, name, "aggregator")
     known = [*cls.Options.model_fields, *(["preset"] if cls.presets else [])]
     for option in options:
         if option not in known:
             raise ValueError(f"Aggregator {name!r} has no option {option!r}. Its options are: {', '.join(known)}.")
-    return cls(sizes, cls.Options(**options))
+    built: Combiner = cls(sizes, cls.Options(**options))
+    return built
 
 
-def name_of(aggregator: Aggregator) -> str:
+def name_of(aggregator: Combiner) -> str:
     """The aggregator's name in the table."""
     target = f"{type(aggregator).__module__}:{type(aggregator).__qualname__}"
     for name, entry in AGGREGATORS.items():
@@ -36,16 +37,16 @@ def name_of(aggregator: Aggregator) -> str:
     raise ValueError(f"{target} is not in the table of aggregators. Add a row to diffusemble.registry.AGGREGATORS.")
 
 
-def save_aggregator(aggregator: Aggregator, file: str | Path) -> None:
+def save_aggregator(aggregator: Combiner, file: str | Path) -> None:
     """Write weights and specification to one ``.safetensors`` file."""
-    options: AggregatorOptions = aggregator.options
+    options: CombinerOptions = aggregator.options
     spec = {"name": name_of(aggregator), "sizes": asdict(aggregator.sizes), "options": options.model_dump()}
     weights = {key: value.detach().cpu().contiguous() for key, value in aggregator.state_dict().items()}
     # A safetensors file needs a tensor, and the mean has none.
     save_file(weights or {"empty": torch.zeros(1)}, str(file), metadata={HEADER_KEY: json.dumps(spec)})
 
 
-def load_aggregator(file: str | Path, dtype: torch.dtype | None = None) -> Aggregator:
+def load_aggregator(file: str | Path, dtype: torch.dtype | None = None) -> Combiner:
     """Read what ``save_aggregator`` wrote.
 
     Raises:
@@ -69,7 +70,7 @@ def load_aggregator(file: str | Path, dtype: torch.dtype | None = None) -> Aggre
     return aggregator if dtype is None else aggregator.to(dtype)
 
 
-def load_published(folder: str | Path) -> Aggregator:
+def load_published(folder: str | Path) -> Combiner:
     """SABW from the layout of the AFA release: ``aggregator_{i}/config.json`` and ``aggregator.safetensors``.
 
     Raises:
@@ -108,7 +109,7 @@ def load_published(folder: str | Path) -> Aggregator:
     return aggregator
 
 
-def _fill(aggregator: Aggregator, weights: dict[str, torch.Tensor], source: str | Path) -> None:
+def _fill(aggregator: Combiner, weights: dict[str, torch.Tensor], source: str | Path) -> None:
     expected = aggregator.state_dict()
     for key in expected.keys() ^ weights.keys():
         problem = "is missing" if key in expected else "is unknown"

@@ -68,6 +68,7 @@ class UNetBlocks:
             channels=(*channels, denoiser.conv_out.out_channels),
             time=_time_width(denoiser),
             text=_text_width(denoiser),
+            latents=denoiser.config.in_channels,
         )
         self._last_down = self.names[self.names.index("mid") - 1]
 

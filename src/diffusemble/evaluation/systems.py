@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusemble.aggregators.base import Aggregator, AggregatorOptions, Context, Sizes
+from diffusemble.aggregators.base import Aggregator, AggregatorOptions, Combiner, Context, Sizes
 from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
 from diffusemble.evaluation.heldout import as_noise
 from diffusemble.evaluation.pictures import generator_of
@@ -92,7 +92,7 @@ def build_systems(ensemble: EnsembleDenoiser, base: Expert | None = None, guidan
     denoisers = [expert.denoiser for expert in experts]
     sizes = ensemble.aggregator.sizes
 
-    def together(aggregator: Aggregator) -> Any:
+    def together(aggregator: Combiner) -> Any:
         return EnsembleDenoiser(experts, aggregator).eval().pipeline()
 
     alone = [System(e.name, f"expert *{e.name}*", "expert", plain_pipeline(e)) for e in experts]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffusemble.aggregators.base import Aggregator
+from diffusemble.aggregators.base import Combiner
 from diffusemble.aggregators.storage import load_aggregator, save_aggregator
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import Request, open_experts
@@ -21,7 +21,7 @@ WEIGHTS_FILE = "aggregator.safetensors"
 FORMAT = 1
 
 
-def save_ensemble(folder: str | Path, experts: Sequence[Expert], aggregator: Aggregator) -> None:
+def save_ensemble(folder: str | Path, experts: Sequence[Expert], aggregator: Combiner) -> None:
     """Write ``ensemble.json`` and ``aggregator.safetensors`` to ``folder``.
 
     Experts that lie beside or below ``folder`` are referred to by relative paths, so that they can move together;
@@ -49,7 +49,7 @@ def load_ensemble(
     sources: Sequence[str | Path] | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-) -> tuple[tuple[Expert, ...], Aggregator]:
+) -> tuple[tuple[Expert, ...], Combiner]:
     """Experts and aggregator of a folder that ``save_ensemble`` wrote.
 
     Args:
