@@ -80,6 +80,22 @@ def draw(
     return tuple(pictures)
 
 
+def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Device and number type of a configuration; ``"auto"`` is the fastest device there is, and half precision but on
+    a CPU."""
+    where = torch.device(best_device() if device == "auto" else device)
+    automatic = "float32" if where.type == "cpu" else "float16"
+    chosen: torch.dtype = getattr(torch, automatic if dtype == "auto" else dtype)
+    return where, chosen
+
+
+def best_device() -> str:
+    """The fastest device there is."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def install(ensemble: EnsembleDenoiser, scheduler: str) -> Any:
     """A diffusers pipeline around the ensemble, with the sampler ``scheduler``."""
     pipeline = ensemble.pipeline()

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from diffusemble.aggregators.mean import Mean, MeanOptions
 from diffusemble.config import AggregatorConfig, EnsembleConfig, GenerateConfig, MadeWith
-from diffusemble.drawing import Picture, choose_maps, draw
+from diffusemble.drawing import Picture, choose_maps, draw, placement
 from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.load import load_experts
 from diffusemble.pictures.attention import attention_picture
@@ -132,9 +131,7 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
 
 def build_ensemble(config: EnsembleConfig) -> EnsembleDenoiser:
     """Experts and aggregator of a configuration, on their device."""
-    device = torch.device(best_device() if config.device == "auto" else config.device)
-    automatic = "float32" if device.type == "cpu" else "float16"
-    dtype: torch.dtype = getattr(torch, automatic if config.dtype == "auto" else config.dtype)
+    device, dtype = placement(config.device, config.dtype)
     folder = _saved(config)
     if folder is not None:
         ensemble = EnsembleDenoiser.from_pretrained(folder, dtype=dtype, device=device)
@@ -146,13 +143,6 @@ def build_ensemble(config: EnsembleConfig) -> EnsembleDenoiser:
         ensemble = EnsembleDenoiser(experts, build_aggregator(choice.name, denoisers, **options))
     ensemble.aggregator.to(device=device, dtype=dtype)
     return ensemble.eval()
-
-
-def best_device() -> str:
-    """The fastest device there is."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 # -- parts of the above ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffusemble.app import block_weights, study
 from diffusemble.app.terminal import Commands, hush_bars, out, progress_bar
 
 if TYPE_CHECKING:
@@ -166,6 +167,11 @@ def evaluate(
         hush_bars()
         measure(run, tell)
     out().print(f"results  {run.report}", markup=False)
+
+
+app.command()(block_weights.search)
+app.command()(block_weights.export)
+app.command()(study.study)
 
 
 @zoo_app.callback()
