@@ -52,22 +52,33 @@ def variant_of(folder: Path) -> str | None:
     return None
 
 
+def weight_files(folder: Path, index: dict[str, Any], *, skip: tuple[str, ...] = ()) -> dict[str, list[Path]]:
+    """The safetensors files of the denoiser and of every text encoder, by part.
+
+    Raises:
+        ValueError: a part has no safetensors file.
+    """
+    variant = variant_of(folder)
+    found = {}
+    for part in index:
+        if (part in DENOISERS or part.startswith("text_encoder")) and part not in skip and _present(index, part):
+            found[part] = _chosen(folder / part, variant) or _chosen(folder / part, None)
+            if not found[part]:
+                raise ValueError(_no_weights(folder / part))
+    return found
+
+
 def folder_checksums(folder: Path, index: dict[str, Any], *, skip: tuple[str, ...] = ()) -> dict[str, str]:
     """SHA-256 of the safetensors files of the denoiser and the text encoders, by path relative to ``folder``.
 
     Raises:
         ValueError: a part has no safetensors file, or one of them is damaged.
     """
-    variant = variant_of(folder)
     found = {}
-    for part in index:
-        if (part in DENOISERS or part.startswith("text_encoder")) and part not in skip and _present(index, part):
-            files = _chosen(folder / part, variant) or _chosen(folder / part, None)
-            if not files:
-                raise ValueError(_no_weights(folder / part))
-            for file in files:
-                check_readable(file)
-                found[file.relative_to(folder).as_posix()] = sha256(file)
+    for files in weight_files(folder, index, skip=skip).values():
+        for file in files:
+            check_readable(file)
+            found[file.relative_to(folder).as_posix()] = sha256(file)
     return found
 
 
