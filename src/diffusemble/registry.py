@@ -130,6 +130,29 @@ OBJECTIVES: Mapping[str, Entry] = {
 }
 
 
+STUDIES: Mapping[str, Entry] = {
+    name: Entry(f"diffusemble.evaluation.studies.{name}:run", title, paper)
+    for name, title, paper in (
+        ("experts", "More experts, fewer steps", "AFA, rebuttal: N = 2 to 6, and 50 to 10 steps"),
+        ("steps", "Every way to combine at fewer steps", "AFA, rebuttal: weighted merging falls from .41 to -.63"),
+        ("ablations", "What each part of the aggregator is worth", "AFA, ICLR 2025, table 3"),
+        ("mixtures", "Only one expert runs", "AFA, ICLR 2025, appendix E"),
+        ("copies", "One good expert with copies of a poor one", "AFA, rebuttal: .4746 to .4593, alone .4238"),
+        ("quality", "Clean and damaged training pictures", "AFA, rebuttal: the training set matters little"),
+        ("winners", "Which expert errs least, where and when", ""),
+        ("attention", "Whom the aggregator listens to", "AFA, ICLR 2025, figure 5"),
+        ("granularity", "How often to aggregate", ""),
+        ("prompts", "Gains by kind of prompt, and where the ensemble loses", ""),
+        (
+            "cost",
+            "Parameters, operations, seconds and memory",
+            "AFA, rebuttal: 218.74 TFLOP for N = 3, one model 70.24",
+        ),
+        ("distilled", "Very few steps", "AFA, rebuttal: LCM with frozen experts fails (-.58 at 4 steps)"),
+    )
+}
+
+
 def lookup(table: Mapping[str, Entry], name: str, what: str) -> Any:
     """Class behind ``name``.
 

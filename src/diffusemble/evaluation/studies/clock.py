@@ -1,0 +1,111 @@
+"""Seconds and working memory of a step, with everything taking turns."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusemble.description import inputs_of
+from diffusemble.ensemble import EnsembleDenoiser
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Medians over the rounds: seconds, and bytes of working memory where they are known."""
+
+    seconds: float
+    working: int | None
+
+
+class Memory:
+    """Peak working memory of one call, above what was held before it.
+
+    CUDA: ``max_memory_allocated``. Linux CPU: the kernel's high-water mark of resident memory (VmHWM), set back before
+    the call, after the allocator gave its free pages back. Elsewhere unknown.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device.startswith("cuda")
+        self.linux = device == "cpu" and Path("/proc/self/clear_refs").exists()
+
+    def start(self) -> None:
+        """Forget earlier peaks."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        elif self.linux:
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            self.before = _resident("VmRSS")
+
+    def peak(self) -> int | None:
+        """Bytes since ``start``."""
+        if self.cuda:
+            return torch.cuda.max_memory_allocated() - self.before
+        return _resident("VmHWM") - self.before if self.linux else None
+
+
+def time_calls(calls: Mapping[str, Callable[[], Any]], repeats: int, device: str = "cpu") -> dict[str, Timed]:
+    """Time every call ``repeats`` times in turn; each round begins with another one, so that none is favoured."""
+    order, memory = list(calls), Memory(device)
+    seconds: dict[str, list[float]] = {name: [] for name in order}
+    working: dict[str, list[int]] = {name: [] for name in order}
+    with torch.inference_mode():
+        for call in calls.values():
+            call()  # chooses kernels
+        for done in range(repeats):
+            for name in order[done % len(order) :] + order[: done % len(order)]:
+                memory.start()
+                started = time.perf_counter()
+                calls[name]()
+                if memory.cuda:
+                    torch.cuda.synchronize()
+                seconds[name].append(time.perf_counter() - started)
+                if (peak := memory.peak()) is not None:
+                    working[name].append(peak)
+    return {
+        name: Timed(
+            statistics.median(seconds[name]), round(statistics.median(working[name])) if working[name] else None
+        )
+        for name in order
+    }
+
+
+def seconds_of(ensembles: Mapping[str, EnsembleDenoiser], repeats: int = 7) -> dict[str, float]:
+    """Median seconds of a step of one picture with guidance."""
+    timed = time_calls({name: step_of(ensemble) for name, ensemble in ensembles.items()}, repeats)
+    return {name: one.seconds for name, one in timed.items()}
+
+
+def step_of(ensemble: EnsembleDenoiser) -> Callable[[], Any]:
+    """One step of one picture with guidance: the same latents twice."""
+    own = ensemble.config.sample_size
+    inputs = inputs_of(ensemble, *((own, own) if isinstance(own, int) else own))
+    inputs = {name: _onto(value, ensemble) for name, value in inputs.items()}
+    n = len(ensemble.experts)
+    inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"].repeat(2, n, 1)
+    if added := inputs.get("added_cond_kwargs"):
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": added["text_embeds"].repeat(2, n),
+            "time_ids": added["time_ids"].repeat(2, 1),
+        }
+    sample = torch.randn_like(inputs.pop("sample")).repeat(2, 1, 1, 1)
+    return lambda: ensemble(sample, **inputs)
+
+
+def _onto(value: Any, ensemble: EnsembleDenoiser) -> Any:
+    if isinstance(value, dict):
+        return {name: _onto(part, ensemble) for name, part in value.items()}
+    return value.to(ensemble.device, ensemble.dtype if value.is_floating_point() else None)
+
+
+def _resident(key: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(key))
