@@ -1,0 +1,105 @@
+"""The tensors of n models side by side, read when they are asked for, and how much of each is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from torch import Tensor
+
+from diffusemble.merging.blockwise import block_ratios, complement, family_of, parse_weights, slot_of
+from diffusemble.merging.config import BlockWeights
+from diffusemble.merging.methods import Method, Tensors
+from diffusemble.merging.models import Weights
+
+Amounts = Callable[[str], Sequence[float]]
+"""From a tensor's full name (see ``Part.full``) to what ``Method.merge`` takes."""
+
+
+class Reading(Sequence[Tensor]):
+    """One tensor of every model, in float64, read each time it is asked for."""
+
+    def __init__(self, models: Sequence[Weights], key: str) -> None:
+        self._models = models
+        self._key = key
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    @overload
+    def __getitem__(self, place: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Reading: ...
+
+    def __getitem__(self, place: int | slice) -> Tensor | Reading:
+        if isinstance(place, slice):
+            return Reading(self._models[place], self._key)
+        return self._models[place].read(self._key).double()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the pipeline (``"unet"``), or a whole file (``""``), of all models.
+
+    Attributes:
+        name: of the part.
+        experts: its weights in every expert.
+        base: those in the model that differences are taken from.
+    """
+
+    name: str
+    experts: tuple[Weights, ...]
+    base: Weights | None
+
+    def full(self, key: str) -> str:
+        """A tensor's name with the part's in front."""
+        return f"{self.name}.{key}" if self.name else key
+
+    def tensors(self, key: str) -> Tensors:
+        """A tensor of all models."""
+        base = None if self.base is None else self.base.read(key).double()
+        return Tensors(self.full(key), Reading(self.experts, key), base)
+
+    def fractions(self) -> Iterator[Tensors]:
+        """All that can be merged, one after the other: tensors of counts are not."""
+        for key, form in self.experts[0].forms.items():
+            if form.dtype.is_floating_point:
+                yield self.tensors(key)
+
+    @property
+    def size(self) -> int:
+        """Bytes of one model."""
+        return sum(form.size for form in self.experts[0].forms.values())
+
+
+def amounts_of(method: Method, blocks: Sequence[BlockWeights] | None, parts: Sequence[Part]) -> Amounts:
+    """How much of every expert goes into every tensor.
+
+    Args:
+        method: whose own amounts hold where there are no block weights.
+        blocks: weights per block, for every expert or all but the first; shares are normalised, and the first of
+            n experts gets what n − 1 others leave.
+        parts: of the models.
+
+    Raises:
+        ValueError: the method takes no block weights, or they do not fit.
+    """
+    if blocks is None:
+        return lambda key: method.amounts
+    further, title = method.count - 1, type(method).__name__
+    fitting = {"shares": (further, method.count), "ratios": (further,)}.get(method.weighs or "", ())
+    if len(blocks) not in fitting:
+        wanted = " or ".join(map(str, fitting)) + f" for {method.count} experts" if fitting else "none"
+        raise ValueError(
+            f"{title} takes {wanted} of the block weights; got {len(blocks)}. Shares (weighted, slerp, dare) are given "
+            f"for every expert or all but the first, ratios (cosine, differences) for all but the first."
+        )
+    family = family_of(part.full(key) for part in parts for key in part.experts[0].forms)
+    weights = [parse_weights(one, family) for one in blocks]
+    if method.weighs == "ratios":
+        return lambda key: tuple(one[slot_of(key, family)] for one in weights)
+    if len(weights) == further:
+        weights.insert(0, complement({slot: sum(one[slot] for one in weights) for slot in weights[0]}))
+    return lambda key: block_ratios(weights, slot_of(key, family))
