@@ -11,7 +11,19 @@ import sys
 
 from recipes.zoo.settings import WORK
 
-STAGES = ("data", "unseen", "vae", "text", "unet", "experts", "pack", "ensemble", "report", "prompt_match")
+STAGES = (
+    "data",
+    "unseen",
+    "vae",
+    "text",
+    "unet",
+    "experts",
+    "pack",
+    "ensemble",
+    "report",
+    "prompt_match",
+    "style_probe",
+)
 
 
 def main(names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The trained ensemble of the topic experts: train its aggregator and ship it in float16."""
+"""The trained ensembles of the groups: train an aggregator for each and ship it in float16."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from diffusemble import EnsembleDenoiser
 from diffusemble.settings import load_config
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.train import train
+from diffusemble.zoo import groups
 from diffusemble.zoo.experts import WEIGHTS
 from recipes.zoo.settings import WORK
 
 RECIPE = Path(__file__).with_name("ensemble.yaml")
 
 
-def make(work: Path = WORK, weights: Path = WEIGHTS) -> None:
-    """Train what `ensemble.yaml` says, going on where it stopped, and copy it to the package."""
-    folder = train(load_config(TrainConfig, RECIPE, output=str(work / "ensemble")))
-    ensemble = EnsembleDenoiser.from_pretrained(folder)
-    ensemble.aggregator.half()
-    ensemble.save_pretrained(weights / "ensembles/topics")
+def make(work: Path = WORK, weights: Path = WEIGHTS, names: tuple[str, ...] = ()) -> None:
+    """Train what `ensemble.yaml` says for every group, going on where it stopped, and copy it to the package."""
+    for group in names or tuple(groups()):
+        output = str(work / "ensembles" / group)
+        folder = train(load_config(TrainConfig, RECIPE, experts=f"zoo:{group}", output=output))
+        ensemble = EnsembleDenoiser.from_pretrained(folder)
+        ensemble.aggregator.half()
+        target = weights / "ensembles" / group
+        ensemble.save_pretrained(target)
+        for file in target.glob("*.safetensors"):
+            file.chmod(0o644)
