@@ -4,7 +4,7 @@ import torch
 
 from diffusemble.training.chance import Chance, Draw, seed_of
 
-CHANCE = Chance(seed=1, batch=6, count=10, timesteps=1000, drop=0.1)
+CHANCE = Chance(seed=1, batch=6, count=10, timesteps=range(1000), drop=0.1)
 
 
 def same(one: Draw, other: Draw) -> bool:
@@ -37,11 +37,16 @@ def test_parts_make_up_the_whole() -> None:
 
 
 def test_prompts_are_dropped_sample_by_sample() -> None:
-    chance = Chance(seed=0, batch=50, count=50, timesteps=10, drop=0.1)
+    chance = Chance(seed=0, batch=50, count=50, timesteps=range(10), drop=0.1)
     dropped = torch.stack([chance.draw(step, (1, 1, 1)).dropped for step in range(100)]).float()
     assert abs(dropped.mean().item() - 0.1) < 0.02  # 5000 draws: standard deviation 0.004
     assert (dropped.sum(dim=1) < 50).all()  # never a whole batch
     assert (dropped.sum(dim=1) > 0).sum() > 90
+
+
+def test_timesteps_stay_in_their_range() -> None:
+    drawn = Chance(seed=0, batch=200, count=50, timesteps=range(3, 7), drop=0.1).draw(0, (1, 1, 1)).timesteps
+    assert drawn.unique().tolist() == [3, 4, 5, 6]
 
 
 def test_seeds_differ_by_every_part_of_the_name() -> None:

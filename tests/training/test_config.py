@@ -3,11 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from diffusemble.training.config import TrainConfig
+from diffusemble.settings import dump_config, load_config
+from diffusemble.training.config import DataConfig, TrainConfig
 from training.small import small_config
 
 
@@ -22,6 +24,24 @@ def test_defaults_are_those_of_the_paper() -> None:
 def test_parts_must_be_equal() -> None:
     with pytest.raises(ValidationError, match="got batch 4 and accumulate 3"):
         small_config(Path("data"), Path("out"), accumulate=3)
+
+
+@pytest.mark.parametrize("changes", [{"keep": "best"}, {"patience": 2}])
+def test_the_best_needs_a_measurement(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"go by the held-out loss, and there is no held_out. Name pictures"):
+        small_config(Path("data"), Path("out"), held_out=None, **changes)
+
+
+def test_timesteps_are_in_order() -> None:
+    with pytest.raises(ValidationError, match=r"a first and a last one, such as \[0, 999\]; got \[7, 3\]"):
+        small_config(Path("data"), Path("out"), timesteps=[7, 3])
+
+
+def test_one_data_set_need_not_be_a_list(tmp_path: Path) -> None:
+    one = small_config(Path("here"), tmp_path)
+    assert one.data == (DataConfig(path="here", where={"split": "train"}),)
+    (tmp_path / "config.yaml").write_text(dump_config(one))
+    assert load_config(TrainConfig, tmp_path / "config.yaml") == one
 
 
 def test_unknown_keys_are_refused() -> None:

@@ -153,9 +153,28 @@ def test_webdataset_shards_become_the_same_corpus(experts: tuple[Expert, ...], p
                 archive.add(caption, f"{number:03d}.txt")
     config = small_config(pictures, tmp_path, cache=tmp_path / "cache")
     shards = DataConfig(path=str(tmp_path / "shards"), kind="webdataset")
-    one, other = encode(experts, config), encode(experts, config.model_copy(update={"data": shards}))
+    one, other = encode(experts, config), encode(experts, config.model_copy(update={"data": (shards,)}))
     assert torch.equal(one.latents[range(10)], other.latents[range(10)])
     assert len(list(config.cache_folder.glob("text-*"))) == 1  # equal captions: encoded once
+
+
+def test_several_sets_make_one_corpus(experts: tuple[Expert, ...], pictures: Path, tmp_path: Path) -> None:
+    rows = (pictures / "metadata.jsonl").read_text().splitlines()
+    (tmp_path / "list.jsonl").write_text("\n".join(rows[3:5]))
+    both = [
+        {"path": str(pictures), "where": {"split": ["held", "other"]}},
+        {"path": str(tmp_path / "list.jsonl"), "kind": "list", "root": str(pictures), "where": {"split": "train"}},
+    ]
+    config, reported = small_config(pictures, tmp_path), list[tuple[str, int, int | None]]()
+    ensemble, data = EnsembleDenoiser(experts), [DataConfig.model_validate(one) for one in both]
+    whole = encode_corpus([DataConfig(path=str(pictures))], config, ensemble, lambda *_: None)
+    corpus = encode_corpus(data, config, ensemble, lambda *told: reported.append(told))
+    assert reported == [("pictures", 6, 6), ("captions", 6, 6)]
+    chosen = [10, 11, 12, 13, 3, 4]
+    assert torch.allclose(corpus.latents[range(6)], whole.latents[chosen], atol=1e-5)
+    none, name = torch.zeros(6, dtype=torch.bool), "encoder_hidden_states"
+    expected = whole.inputs(torch.tensor(chosen), none)[name]
+    assert torch.allclose(corpus.inputs(torch.arange(6), none)[name], expected, atol=1e-5)
 
 
 def test_noise_pictures_differ(pictures: Path) -> None:

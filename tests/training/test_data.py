@@ -49,6 +49,7 @@ def test_an_imagefolder_gives_files_with_captions_in_order(tmp_path: Path) -> No
     ]
     chosen = pairs(tmp_path, "imagefolder", where={"split": "train"})
     assert [name for name, _, _ in chosen] == ["a.png", "c.png"]
+    assert len(pairs(tmp_path, "imagefolder", where={"split": ["held", "train"]})) == 3
 
 
 @pytest.mark.parametrize("style", ["csv", "json", "lines"])
@@ -123,7 +124,8 @@ def test_the_stamp_follows_files_and_captions(tmp_path: Path) -> None:
         ),
         ({"metadata.jsonl": '{"file_name": "a.png"'}, {}, "metadata.jsonl, line 1 is not JSON"),
         ({"metadata.jsonl": '["a.png"]'}, {}, "must hold objects with a file name and a caption"),
-        ({"metadata.jsonl": json.dumps(ROWS[0])}, {"where": {"split": "x"}}, "has no row with {'split': 'x'}"),
+        ({"metadata.jsonl": json.dumps(ROWS[0])}, {"where": {"split": "x"}}, "has no row with split: x"),
+        ({"metadata.jsonl": json.dumps(ROWS[0])}, {"where": {"split": ["x", "y"]}}, "has no row with split: x or y"),
         ({"metadata.jsonl": json.dumps(ROWS[0])}, {"where": {"set": "x"}}, "data.where asks for 'set', but"),
         ({"metadata.jsonl": '{"file_name": "a.png", "text": null}'}, {}, "has no 'text'. Fill it in"),
         ({}, {"kind": "webdataset"}, "needs .tar shards; .* has none"),

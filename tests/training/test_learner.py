@@ -111,6 +111,28 @@ def test_a_broken_gradient_stops_too(experts: tuple[Expert, ...], pictures: Path
         learner(experts, pictures, broken_slope).advance(0)
 
 
+def test_averaged_weights_are_shown_and_the_others_learn(experts: tuple[Expert, ...], pictures: Path) -> None:
+    run = learner(experts, pictures, ema=0.75)
+    expected = weights(run)
+    for step in range(3):
+        run.advance(step)
+        for name, value in weights(run).items():
+            expected[name] = 0.75 * expected[name] + 0.25 * value
+    trained = weights(run)
+    with run.shown() as ensemble:
+        shown = weights(run)
+        assert not ensemble.aggregator.training
+    assert ensemble.aggregator.training
+    assert all(torch.allclose(shown[name], expected[name], atol=1e-6) for name in expected)
+    assert not any(torch.allclose(shown[name], trained[name], atol=1e-6) for name in expected)
+    assert all(torch.equal(value, trained[name]) for name, value in weights(run).items())
+
+
+def test_timesteps_beyond_the_schedule_are_refused(experts: tuple[Expert, ...], pictures: Path) -> None:
+    with pytest.raises(ValueError, match="has the timesteps 0 to 999, so timesteps cannot end at 1000"):
+        learner(experts, pictures, timesteps=[500, 1000])
+
+
 def test_aggregators_without_weights_are_refused(experts: tuple[Expert, ...], pictures: Path) -> None:
     with pytest.raises(ValueError, match="The aggregator 'mean' has no weights, so there is nothing to train"):
         learner(experts, pictures, aggregator={"name": "mean"})

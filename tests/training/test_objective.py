@@ -10,6 +10,7 @@ from diffusemble.training.objective import (
     Diffusion,
     add_noise,
     bucket_times,
+    error_weights,
     noise_error,
     squared_error,
     velocity,
@@ -50,6 +51,35 @@ def test_a_perfect_prediction_has_no_error_and_an_offset_its_square(kind: str) -
     assert torch.equal(seen["noisy"], add_noise(given.latents, given.noise, diffusion.alphas[given.timesteps]))
     assert seen["timesteps"] is given.timesteps
     assert seen["text"] is given.inputs["encoder_hidden_states"]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_errors_in_other_terms_are_those_of_the_converted_prediction(kind: str) -> None:
+    given = batch()
+    given = Batch(given.latents, given.noise, torch.tensor([1, 500, 999]), given.inputs)
+    diffusion = Diffusion(DDPMScheduler(**SCHEDULE).alphas_cumprod.double(), kind)
+    alphas = diffusion.alphas[given.timesteps]
+    latents, noise = given.latents.double(), given.noise.double()
+    noisy, wrong = add_noise(latents, noise, alphas), torch.randn(latents.shape, dtype=torch.float64)
+    kept, added = alphas.view(-1, 1, 1, 1).sqrt(), (1 - alphas).view(-1, 1, 1, 1).sqrt()
+    # What a prediction says about x: solved from the definitions of noise and velocity.
+    image = (noisy - added * wrong) / kept if kind == "epsilon" else kept * noisy - added * wrong
+    said = {"image": image, "noise": (noisy - kept * image) / added}
+    said["velocity"] = velocity(said["image"], said["noise"], alphas)
+    aims = {"image": latents, "noise": noise, "velocity": velocity(latents, noise, alphas)}
+    own = squared_error64(wrong, aims["noise" if kind == "epsilon" else "velocity"])
+    for error, aim in aims.items():
+        weights = error_weights(error, kind, alphas)  # type: ignore[arg-type]
+        assert torch.allclose(weights * own, squared_error64(said[error], aim), rtol=1e-6), error
+    assert error_weights("prediction", kind, alphas).tolist() == [1, 1, 1]
+    snr = alphas / (1 - alphas)
+    expected = snr.clamp(max=5) * error_weights("image", kind, alphas)
+    assert torch.allclose(error_weights("min-snr", kind, alphas, 5), expected)
+    assert snr.min() < 5 < snr.max()
+
+
+def squared_error64(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction - target).square().mean(dim=(1, 2, 3))
 
 
 def test_the_error_is_taken_in_float32() -> None:

@@ -83,7 +83,7 @@ def test_before_the_first_step_the_held_out_loss_is_that_of_the_mean(
     config = small_config(pictures, tmp_path)
     assert config.held_out is not None
     ensemble, diffusion = EnsembleDenoiser(experts, "mean"), diffusion_of(experts, torch.device("cpu"))
-    corpus = encode_corpus(config.held_out, config, ensemble, lambda *_: None)
+    corpus = encode_corpus([config.held_out], config, ensemble, lambda *_: None)
     held_out = HeldOut.choose(corpus, 3, 2, diffusion)
     errors = held_out_errors(held_out, ensemble, noise_error, diffusion, size=4)
     assert errors.shape == (3, 2)
@@ -118,6 +118,70 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     assert losses(tmp_path / "run") == losses(whole)
     one, other = (load_file(folder / "aggregator.safetensors") for folder in (tmp_path / "run", whole))
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def full_config(data: Path, output: Path, **changes: Any) -> TrainConfig:
+    """Everything beyond the paper at once."""
+    held_out = {"path": str(data), "where": {"split": "held"}, "count": 3, "buckets": 2, "every": 2}
+    terms = {"error": "min-snr", "entropy": 0.1, "pull": 0.1, "balance": 0.1}
+    options = {"objective": terms, "ema": 0.5, "keep": "best", "patience": 3, "held_out": held_out, "rate": 0.1}
+    return small_config(data, output, **{**options, **changes})
+
+
+def test_averages_best_weights_and_patience_survive_a_stop(
+    experts: tuple[Expert, ...], pictures: Path, tmp_path: Path
+) -> None:
+    for name in ("stopped", "whole"):
+        config = full_config(pictures, tmp_path / name)
+        for step in (2, 5) if name == "stopped" else ():
+            with pytest.raises(KeyboardInterrupt):
+                train(config, experts, stop_at(step))
+        train(config, experts)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    one, other = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("stopped", "whole"))
+    assert one["step"] == other["step"]
+    assert all(map(torch.equal, one["learner"]["average"], other["learner"]["average"]))
+    one, other = (load_file(tmp_path / name / "aggregator.safetensors") for name in ("stopped", "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_patience_ends_a_run_and_the_best_weights_are_left(
+    experts: tuple[Expert, ...], pictures: Path, tmp_path: Path
+) -> None:
+    config = full_config(pictures, tmp_path / "run", steps=40, rate=0.3, patience=2)
+    train(config, experts)
+    measured = [(row["step"], row["held_out"]) for row in read_log(tmp_path / "run") if "held_out" in row]
+    (last, _), best = measured[-1], min(measured, key=lambda row: row[1])
+    assert last < 40
+    assert measured.index(best) == len(measured) - 3
+    left, kept = (load_file(tmp_path / "run" / name / "aggregator.safetensors") for name in ("", "best"))
+    assert all(torch.equal(left[name], kept[name]) for name in left)
+    before = (tmp_path / "run" / "log.jsonl").read_text()
+    train(config, experts)  # it is over, and stays so
+    assert (tmp_path / "run" / "log.jsonl").read_text() == before
+
+
+def test_the_held_out_loss_does_not_depend_on_the_objective(
+    experts: tuple[Expert, ...], pictures: Path, tmp_path: Path, whole: Path
+) -> None:
+    train(small_config(pictures, tmp_path / "run", steps=1, objective={"error": "velocity", "pull": 1}), experts)
+    rows = read_log(tmp_path / "run")
+    assert rows[0]["held_out"] == read_log(whole)[0]["held_out"]
+    assert rows[1]["loss"] > read_log(whole)[1]["loss"]  # a velocity error is larger than that of the noise
+
+
+def test_terms_on_the_maps_keep_them_near_the_mean(experts: tuple[Expert, ...], pictures: Path, tmp_path: Path) -> None:
+    from diffusemble.aggregators.recording import record_attention
+
+    spread = []
+    for pull in (0, 10):
+        folder = tmp_path / str(pull)
+        train(small_config(pictures, folder, steps=12, objective={"pull": pull}, held_out=None), experts)
+        ensemble = EnsembleDenoiser(experts, load_aggregator(folder / "aggregator.safetensors")).eval()
+        with torch.no_grad(), record_attention(ensemble) as maps:
+            ensemble(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), 500, torch.zeros(2, 32, 32))
+        spread.append(max(float((one - 0.5).abs().mean()) for calls in maps.calls for one in calls))
+    assert spread[1] < spread[0] / 5
 
 
 def test_logged_means_survive_a_stop(experts: tuple[Expert, ...], pictures: Path, tmp_path: Path) -> None:
@@ -267,7 +331,8 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(experts: tuple[Expert, ...], pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "pictures")
-    changes = {"warmup": 3, "schedule": "cosine"}
+    terms = {"error": "min-snr", "entropy": 0.01, "pull": 0.01}  # balance is a matter of each part of a batch
+    changes = {"warmup": 3, "schedule": "cosine", "objective": terms, "ema": 0.5, "keep": "best", "patience": 9}
     config = small_config(tmp_path / "pictures", tmp_path / "run", accumulate=2, **changes)
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
     process = start(config, tmp_path, (*launcher, "--mixed_precision", "no", "--dynamo_backend", "no"))

@@ -53,14 +53,14 @@ class Chance:
         seed: of the run.
         batch: b, samples per step.
         count: samples in the data set.
-        timesteps: length of the forward process.
+        timesteps: those that are drawn, all alike.
         drop: probability that a sample loses its prompt.
     """
 
     seed: int
     batch: int
     count: int
-    timesteps: int
+    timesteps: range
     drop: float
 
     def draw(self, step: int, shape: tuple[int, ...]) -> Draw:
@@ -69,7 +69,7 @@ class Chance:
         return Draw(
             indices=self.indices(step),
             dropped=torch.rand(self.batch, generator=generator) < self.drop,
-            timesteps=torch.randint(self.timesteps, (self.batch,), generator=generator),
+            timesteps=torch.randint(self.timesteps.start, self.timesteps.stop, (self.batch,), generator=generator),
             noise=torch.randn(self.batch, *shape, generator=generator),
         )
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from diffusemble.config import AggregatorConfig, Schema, Seed, Text, Texts
+from diffusemble.config import AggregatorConfig, Prompts, Schema, Seed, Text, Texts
+
+R = TypeVar("R", bound="RunConfig")
+Timestep = Annotated[int, Field(ge=0)]
+
+
+def _one_or_more(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 class DataConfig(Schema):
@@ -19,7 +26,8 @@ class DataConfig(Schema):
             ``.csv`` file; ``webdataset``: a folder of ``.tar`` files, one such file, or a pattern ``{000..009}.tar``.
         kind: how ``path`` is read.
         root: folder that relative file names start from; the folder of the metadata by default.
-        where: columns and the value each must have, to use a part of the rows (``{split: train}``).
+        where: columns and the value, or one of the values, each must have, to use a part of the rows
+            (``{split: train}``, ``{split: [pair, rest]}``).
         file_column: column with the file name; by default the first of ``data.FILE_COLUMNS`` there is.
         text_column: column with the caption; by default the first of ``data.TEXT_COLUMNS`` there is.
     """
@@ -27,7 +35,7 @@ class DataConfig(Schema):
     path: str
     kind: Literal["imagefolder", "list", "webdataset"] = "imagefolder"
     root: str | None = None
-    where: Mapping[str, str] = {}
+    where: Mapping[str, Prompts] = {}
     file_column: str | None = None
     text_column: str | None = None
 
@@ -62,15 +70,33 @@ class SamplesConfig(Schema):
     seed: Seed = 0
 
 
-class TrainConfig(Schema):
-    """One training run; the defaults are those of AFA (ICLR 2025) for SD 1.5.
+class ObjectiveConfig(Schema):
+    """What training minimises; the defaults are those of AFA: the plain error of what the experts predict.
 
     Attributes:
-        experts: folders, hub ids, ``.safetensors`` files or ``zoo:<group>``, in the order of their maps.
-        base: folder, hub id or ``zoo:<name>`` that gives single files the parts they lack.
-        data: what to train on.
+        error: in which terms the squared error is taken (``objective.error_weights``): ``prediction`` as the experts
+            predict, ``noise``, ``velocity``, ``image`` (the clean latents), or ``min-snr``.
+        gamma: largest signal-to-noise ratio that ``min-snr`` counts.
+        entropy: weight of the maps' missing entropy, 0 where experts share equally and 1 where one has everything.
+        pull: weight of the Kullback-Leibler divergence of the equal share from the maps; grows without bound where an
+            expert is left out.
+        balance: weight of the inequality of the experts' mean shares over a batch, from 0 to 1; a position may belong
+            to one expert.
+    """
+
+    error: Literal["prediction", "noise", "velocity", "image", "min-snr"] = "prediction"
+    gamma: float = Field(default=5.0, gt=0)
+    entropy: float = Field(default=0.0, ge=0)
+    pull: float = Field(default=0.0, ge=0)
+    balance: float = Field(default=0.0, ge=0)
+
+
+class RunConfig(Schema):
+    """What every training run has: data, where it leaves what, and how it takes its steps.
+
+    Attributes:
+        data: what to train on; of several sets, all pictures together.
         output: folder of the result, the log and the checkpoint; the same folder again goes on where it stopped.
-        aggregator: what to train.
         held_out: pictures for the held-out loss; without them there is no ``best``.
         samples: sheets of pictures during training.
         size: side of the square pictures in pixels.
@@ -83,7 +109,11 @@ class TrainConfig(Schema):
         schedule: the rate stays, or falls to nothing on half a cosine.
         warmup: optimiser steps over which the rate rises linearly.
         clip: largest norm of the gradient.
+        timesteps: first and last timestep to train on; all by default.
         drop_prompt: probability, for every picture by itself, of training with the empty prompt.
+        ema: decay per step of a moving average of the weights, which is then what is measured, drawn with and left.
+        keep: leave the ensemble of the last step, or the one with the lowest held-out loss.
+        patience: stop after this many held-out measurements in a row without a new lowest; never by default.
         precision: ``bf16`` and ``fp16`` hold the frozen experts in that type and compute in mixed precision.
         gradient_checkpointing: recompute the experts' activations in the backward pass, to save memory.
         log_every: steps between two lines of the log.
@@ -91,11 +121,8 @@ class TrainConfig(Schema):
         tensorboard: also write event files to ``<output>/tensorboard``.
     """
 
-    experts: Texts
-    base: Text | None = None
-    data: DataConfig
+    data: Annotated[tuple[DataConfig, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
     output: Path
-    aggregator: AggregatorConfig = AggregatorConfig(name="sabw")
     held_out: HeldOutConfig | None = None
     samples: SamplesConfig | None = None
     size: int = Field(default=512, gt=0)
@@ -109,7 +136,11 @@ class TrainConfig(Schema):
     warmup: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0)
+    timesteps: tuple[Timestep, Timestep] | None = None
     drop_prompt: float = Field(default=0.1, ge=0, le=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
     seed: Seed = 0
@@ -118,7 +149,7 @@ class TrainConfig(Schema):
     tensorboard: bool = False
 
     @model_validator(mode="after")
-    def _parts_are_equal(self) -> TrainConfig:
+    def _parts_are_equal(self: R) -> R:
         if self.batch % self.accumulate:
             raise ValueError(
                 f"batch must be a multiple of accumulate, so that all parts weigh the same; got batch {self.batch} and "
@@ -126,7 +157,38 @@ class TrainConfig(Schema):
             )
         return self
 
+    @model_validator(mode="after")
+    def _timesteps_are_in_order(self: R) -> R:
+        if self.timesteps is not None and self.timesteps[0] > self.timesteps[1]:
+            raise ValueError(f"timesteps are a first and a last one, such as [0, 999]; got {list(self.timesteps)}")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self: R) -> R:
+        if self.held_out is None and (self.keep == "best" or self.patience is not None):
+            raise ValueError(
+                "keep: best and patience go by the held-out loss, and there is no held_out. Name pictures that are not "
+                "trained on (held_out.path), or keep the last"
+            )
+        return self
+
     @property
     def cache_folder(self) -> Path:
         """Where encoded pictures and captions are kept."""
         return self.cache or self.output / "cache"
+
+
+class TrainConfig(RunConfig):
+    """Training an aggregator; the defaults are those of AFA (ICLR 2025) for SD 1.5.
+
+    Attributes:
+        experts: folders, hub ids, ``.safetensors`` files or ``zoo:<group>``, in the order of their maps.
+        base: folder, hub id or ``zoo:<name>`` that gives single files the parts they lack.
+        aggregator: what to train.
+        objective: what to minimise.
+    """
+
+    experts: Texts
+    base: Text | None = None
+    aggregator: AggregatorConfig = AggregatorConfig(name="sabw")
+    objective: ObjectiveConfig = ObjectiveConfig()

@@ -17,7 +17,7 @@ from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.training.cache import Cache, Encoded, Rows, Shelf, fingerprint
 from diffusemble.training.chance import generator_of
 from diffusemble.training.config import DataConfig, TrainConfig
-from diffusemble.training.data import Picture, Source, open_source
+from diffusemble.training.data import Picture, Source, open_sources
 from diffusemble.training.images import read_square
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,9 @@ class Corpus:
         return {**text, "added_cond_kwargs": added}
 
 
-def encode_corpus(data: DataConfig, config: TrainConfig, ensemble: EnsembleDenoiser, report: Report) -> Corpus:
+def encode_corpus(
+    data: Sequence[DataConfig], config: TrainConfig, ensemble: EnsembleDenoiser, report: Report
+) -> Corpus:
     """Encode what is not in the cache yet, and open it.
 
     Pictures that cannot be read are skipped with a warning that names them.
@@ -67,7 +69,7 @@ def encode_corpus(data: DataConfig, config: TrainConfig, ensemble: EnsembleDenoi
         ValueError: no picture can be read, or the experts have no VAE and text encoders.
     """
     pipeline = ensemble.pipeline().to(ensemble.device)
-    pictures = _pictures(open_source(data), config, pipeline.vae, report)
+    pictures = _pictures(open_sources(data), config, pipeline.vae, report)
     captions = [caption for notes in pictures.notes for caption in notes["captions"]]
     text = _texts(captions, config, pipeline, report)
     return Corpus(pictures.rows["latents"], dict(text.rows), config.size)

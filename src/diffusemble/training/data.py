@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import json
 import logging
 import re
@@ -47,6 +48,23 @@ class Source:
     total: int | None = None
 
 
+def open_sources(configs: Sequence[DataConfig]) -> Source:
+    """All pictures of several data sets, one set after the other.
+
+    Raises:
+        ValueError: see ``open_source``.
+    """
+    sources = [open_source(config) for config in configs]
+    if len(sources) == 1:
+        return sources[0]
+    totals = [source.total for source in sources]
+    return Source(
+        json.dumps([source.stamp for source in sources]),
+        lambda: itertools.chain.from_iterable(source.pictures() for source in sources),
+        None if None in totals else sum(total or 0 for total in totals),
+    )
+
+
 def open_source(config: DataConfig) -> Source:
     """The data set that ``config`` describes.
 
@@ -63,7 +81,9 @@ def open_source(config: DataConfig) -> Source:
         )
     rows = [row for row in read_rows(table) if _chosen(row, config.where, table)]
     if not rows:
-        raise ValueError(f"{table} has no row with {config.where or 'a picture'}. Check data.where and the file.")
+        raise ValueError(
+            f"{table} has no row with {_wanted(config.where) or 'a picture'}. Check data.where and the file."
+        )
     file_column = _column(rows[0], config.file_column, FILE_COLUMNS, "file_column", table)
     text_column = _column(rows[0], config.text_column, TEXT_COLUMNS, "text_column", table)
     root = Path(config.root) if config.root is not None else table.parent
@@ -123,11 +143,15 @@ def _cell(row: Mapping[str, Any], column: str, table: Path) -> str:
     return row[column]
 
 
-def _chosen(row: Mapping[str, Any], where: Mapping[str, str], table: Path) -> bool:
+def _chosen(row: Mapping[str, Any], where: Mapping[str, Sequence[str]], table: Path) -> bool:
     for column in where:
         if column not in row:
             raise ValueError(f"data.where asks for {column!r}, but {table} has a row without it: {dict(row)}.")
-    return all(str(row[column]) == value for column, value in where.items())
+    return all(str(row[column]) in values for column, values in where.items())
+
+
+def _wanted(where: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(f"{column}: {' or '.join(values)}" for column, values in where.items())
 
 
 def _stamp(file: Path) -> tuple[int, int]:

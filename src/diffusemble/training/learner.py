@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.training.average import WeightAverage
 from diffusemble.training.chance import Chance, Draw, seed_of
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.corpus import Corpus
@@ -40,7 +42,8 @@ class Learner:
         objective: what to minimise.
 
     Raises:
-        ValueError: the aggregator has nothing to learn, or the batch does not divide by the processes.
+        ValueError: the aggregator has nothing to learn, the batch does not divide by the processes, or there are no
+            such timesteps.
     """
 
     def __init__(
@@ -67,7 +70,9 @@ class Learner:
                 f"another, such as 'sabw'."
             )
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.rate, weight_decay=config.weight_decay)
-        self.chance = Chance(config.seed, config.batch, len(corpus), len(diffusion.alphas), config.drop_prompt)
+        times = _timesteps(config, len(diffusion.alphas))
+        self.chance = Chance(config.seed, config.batch, len(corpus), times, config.drop_prompt)
+        self.average = WeightAverage(self.weights, config.ema) if config.ema else None
         self.model: nn.Module = accelerator.prepare_model(ensemble.train())
         self.prepared: Any = accelerator.prepare_optimizer(self.optimizer)
 
@@ -92,11 +97,26 @@ class Learner:
             group["lr"] = rate
         self.prepared.step()
         self.prepared.zero_grad()
+        if self.average is not None:
+            self.average.update()
         return Taken(mean, norm, rate)
 
+    @contextmanager
+    def shown(self) -> Iterator[EnsembleDenoiser]:
+        """The ensemble as it is measured, drawn with and saved: with averaged weights if the run averages them."""
+        with nullcontext() if self.average is None else self.average.in_place():
+            self.ensemble.eval()
+            yield self.ensemble
+            self.ensemble.train()
+
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser and loss scale."""
-        state = {"aggregator": self.ensemble.aggregator.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Weights, their averages, optimiser and loss scale."""
+        state: dict[str, Any] = {
+            "aggregator": self.ensemble.aggregator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self.average is not None:
+            state["average"] = self.average.averages
         scaler = self.accelerator.scaler
         return state if scaler is None else {**state, "scaler": scaler.state_dict()}
 
@@ -104,6 +124,8 @@ class Learner:
         """Undo ``state_dict``."""
         self.ensemble.aggregator.load_state_dict(state["aggregator"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load(state["average"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -128,3 +150,13 @@ class Learner:
             f"step was kept, and the last checkpoint is whole. Lower rate (now {self.config.rate:g}), lengthen warmup "
             f"(now {self.config.warmup}) or widen precision (now {self.config.precision}), in another output folder."
         )
+
+
+def _timesteps(config: TrainConfig, count: int) -> range:
+    first, last = config.timesteps or (0, count - 1)
+    if last >= count:
+        raise ValueError(
+            f"The experts' noise schedule has the timesteps 0 to {count - 1}, so timesteps cannot end at {last}. Stay "
+            f"within them."
+        )
+    return range(first, last + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -57,6 +57,8 @@ class Batch:
         )
 
 
+ErrorTerms = Literal["prediction", "noise", "velocity", "image", "min-snr"]
+
 Objective = Callable[[Callable[..., Any], Batch, Diffusion], Tensor]
 """An objective takes the ensemble, a batch and the forward process, and gives one loss per sample ``[b]``."""
 
@@ -89,6 +91,32 @@ def noise_error(denoise: Callable[..., Any], batch: Batch, diffusion: Diffusion)
     (prediction,) = denoise(noisy, batch.timesteps, **batch.inputs, return_dict=False)
     aim = batch.noise if diffusion.prediction_type == "epsilon" else velocity(batch.latents, batch.noise, alphas)
     return squared_error(prediction, aim)
+
+
+def error_weights(
+    error: ErrorTerms, prediction_type: str, alphas: Float[Tensor, " b"], gamma: float = 5.0
+) -> Float[Tensor, " b"]:
+    """What the squared error of the prediction is multiplied with to be an error in other terms.
+
+    A prediction says x_t, ε, x and v together, so their errors are multiples of each other: with ᾱ, and s = ᾱ / (1 - ᾱ)
+    the signal-to-noise ratio, ‖Δε‖² = ᾱ ‖Δv‖² and ‖Δx‖² = (1 - ᾱ) ‖Δv‖².
+
+    Args:
+        error: ``"prediction"``, ``"noise"``, ``"velocity"``, ``"image"`` for x, or ``"min-snr"``: min(s, γ) ‖Δx‖²
+            (Hang et al. 2023, arXiv 2303.09556), which counts steps of little noise less than ``"noise"`` does.
+        prediction_type: ``"epsilon"`` or ``"v_prediction"``, what the experts predict.
+        alphas: ᾱ of every sample.
+        gamma: γ.
+    """
+    if error == "prediction":
+        return torch.ones_like(alphas)
+    of_velocity = {
+        "noise": alphas,
+        "velocity": torch.ones_like(alphas),
+        "image": 1 - alphas,
+        "min-snr": torch.minimum(alphas, gamma * (1 - alphas)),
+    }[error]
+    return of_velocity if prediction_type == "v_prediction" else of_velocity / alphas
 
 
 def bucket_times(count: int, buckets: int, timesteps: int, generator: torch.Generator) -> Int[Tensor, "n k"]:

@@ -28,6 +28,7 @@ from diffusemble.training.config import TrainConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
 from diffusemble.training.learner import Learner
 from diffusemble.training.objective import Diffusion, Objective, noise_error
+from diffusemble.training.routing import objective_of
 from diffusemble.training.watch import Watch, identity_of
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def train(
     config: TrainConfig,
     experts: Sequence[Expert] | None = None,
     progress: Callback | None = None,
-    objective: Objective = noise_error,
+    objective: Objective | None = None,
 ) -> Path:
     """Train the aggregator that ``config`` describes; the same call again goes on from the last checkpoint.
 
@@ -77,7 +78,7 @@ def train(
         config: the run.
         experts: the experts, where they are loaded already; in mixed precision their denoisers are cast.
         progress: called after every encoded shard and every step.
-        objective: what to minimise; see ``objective.Objective``.
+        objective: what to minimise and to measure, instead of what ``config.objective`` says.
 
     Returns:
         ``config.output``, a folder that ``EnsembleDenoiser.from_pretrained`` opens.
@@ -93,12 +94,16 @@ def train(
         diffusion = diffusion_of(ensemble.experts, accelerator.device)
         with accelerator.main_process_first():
             corpus, held_out = _encode(config, ensemble, tell)
-        learner = Learner(config, ensemble, accelerator, corpus, diffusion, objective)
-        watch = Watch(learner, held_out, identity_of(config, ensemble.experts, corpus))
+        learned = objective or objective_of(config.objective, ensemble)
+        learner = Learner(config, ensemble, accelerator, corpus, diffusion, learned)
+        # Without weights and terms, so that runs with different objectives compare.
+        watch = Watch(learner, held_out, identity_of(config, ensemble.experts, corpus), objective or noise_error)
         started, first = time.monotonic(), watch.step
         if watch.step == 0:
             watch.before()
         for step in range(first, config.steps):
+            if watch.over:
+                break
             taken = learner.advance(step)
             watch.after(step + 1, taken)
             seconds = (time.monotonic() - started) / (step + 1 - first)
@@ -149,7 +154,7 @@ def _encode(config: TrainConfig, ensemble: EnsembleDenoiser, tell: Callback) -> 
         tell(Progress(stage, done, total))
 
     corpus = encode_corpus(config.data, config, ensemble, report)
-    return corpus, None if config.held_out is None else encode_corpus(config.held_out, config, ensemble, report)
+    return corpus, None if config.held_out is None else encode_corpus([config.held_out], config, ensemble, report)
 
 
 @contextmanager

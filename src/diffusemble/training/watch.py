@@ -7,7 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from accelerate.utils import broadcast
+
+from diffusemble.aggregators.storage import load_aggregator
+from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
+from diffusemble.experts.reference import WEIGHTS_FILE
 from diffusemble.settings import dump_config
 from diffusemble.training.checkpoint import export, load_checkpoint, save_checkpoint
 from diffusemble.training.config import TrainConfig
@@ -16,6 +21,7 @@ from diffusemble.training.files import remove_partial, replace_file
 from diffusemble.training.held_out import HeldOut, held_out_errors
 from diffusemble.training.learner import Learner, Taken
 from diffusemble.training.log import RunLog
+from diffusemble.training.objective import Objective, noise_error
 from diffusemble.training.sheets import draw_sheet
 
 log = logging.getLogger(__name__)
@@ -41,15 +47,20 @@ class Watch:
         learner: what is trained; its state is replaced by the checkpoint's.
         corpus: held-out data.
         identity: see ``identity_of``.
+        measured: the held-out loss.
 
     Raises:
         ValueError: the folder holds another run, or a damaged checkpoint.
     """
 
-    def __init__(self, learner: Learner, corpus: Corpus | None, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, learner: Learner, corpus: Corpus | None, identity: dict[str, Any], measured: Objective = noise_error
+    ) -> None:
         self.learner, self.config, self.identity = learner, learner.config, identity
+        self.measured = measured
         self.folder, self.main = self.config.output, learner.accelerator.is_main_process
         self.step, self.best, self.losses = 0, float("inf"), list[float]()
+        self.without_gain = 0  # measurements in a row
         held = self.config.held_out
         self.held_out = (
             HeldOut.choose(corpus, held.count, held.buckets, learner.diffusion) if corpus is not None and held else None
@@ -58,12 +69,18 @@ class Watch:
         if state is not None:
             learner.load_state_dict(state["learner"])
             self.step, self.best, self.losses = state["step"], state["best"], state["losses"]
+            self.without_gain = state["without_gain"]
             log.info("Going on from step %d of %s", self.step, self.folder)
         if self.main:
             remove_partial(self.folder)
             replace_file(self.folder / "config.yaml", dump_config(self.config).encode())
             self.log = RunLog(self.folder, self.step, self.config.tensorboard)
         self._seconds, self._returned = 0.0, time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        """Whether patience has ended: too many measurements without a new lowest loss."""
+        return self.config.patience is not None and self.without_gain >= self.config.patience
 
     def before(self) -> None:
         """Before the first step: where the run starts from."""
@@ -81,14 +98,18 @@ class Watch:
             self._measure(step)
         if self.config.samples and self._due(step, self.config.samples.every):
             self._draw(step)
-        if self._due(step, self.config.save_every):
+        if self._due(step, self.config.save_every) or self.over:
             self._save(step)
         self._returned = time.monotonic()
 
     def close(self) -> None:
-        """Finish the log."""
-        if self.main:
-            self.log.close()
+        """Finish the log, and leave the ensemble that is to be kept."""
+        if not self.main:
+            return
+        self.log.close()
+        if self.config.keep == "best":
+            best = load_aggregator(self.folder / "best" / WEIGHTS_FILE)
+            export(EnsembleDenoiser(self.learner.ensemble.experts, best), self.folder)
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.steps
@@ -105,28 +126,28 @@ class Watch:
         if self.held_out is None:
             return
         learner = self.learner
-        learner.ensemble.eval()
-        errors = held_out_errors(self.held_out, learner.ensemble, learner.objective, learner.diffusion)
-        learner.ensemble.train()
-        loss = errors.mean().item()
+        with learner.shown() as ensemble:
+            errors = held_out_errors(self.held_out, ensemble, self.measured, learner.diffusion)
+            loss = float(broadcast(errors.mean().to(learner.accelerator.device)))  # all processes stop together
+            if self.main and loss < self.best:
+                export(ensemble, self.folder / "best")
         if self.main:
             self.log.write(step, held_out=loss, buckets=errors.mean(dim=0).tolist())
-            if loss < self.best:
-                export(learner.ensemble, self.folder / "best")
+        self.without_gain = 0 if loss < self.best else self.without_gain + 1
         self.best = min(self.best, loss)
         log.info("step %d: held-out loss %.5f, best %.5f", step, loss, self.best)
 
     def _draw(self, step: int) -> None:
         if self.config.samples is None or not self.main:
             return
-        ensemble = self.learner.ensemble.eval()
-        pipeline = ensemble.pipeline().to(ensemble.device)
-        draw_sheet(pipeline, self.config.samples, self.config.size, self.folder / "sheets" / f"step-{step:06d}.png")
-        ensemble.train()
+        file = self.folder / "sheets" / f"step-{step:06d}.png"
+        with self.learner.shown() as ensemble:
+            draw_sheet(ensemble.pipeline().to(ensemble.device), self.config.samples, self.config.size, file)
 
     def _save(self, step: int) -> None:
         if not self.main:
             return
-        export(self.learner.ensemble, self.folder)
-        state = {"step": step, "best": self.best, "losses": self.losses, "learner": self.learner.state_dict()}
-        save_checkpoint(self.folder, {**state, "identity": self.identity})
+        with self.learner.shown() as ensemble:
+            export(ensemble, self.folder)
+        progress = {"step": step, "best": self.best, "without_gain": self.without_gain, "losses": self.losses}
+        save_checkpoint(self.folder, {**progress, "learner": self.learner.state_dict(), "identity": self.identity})
