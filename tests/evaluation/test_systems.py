@@ -60,6 +60,19 @@ def test_the_noise_average_is_the_mean_of_the_experts_and_the_others_are_not(pre
         assert not torch.allclose(predictions[name], average, atol=1e-3)
 
 
+def test_magicfusion_predicts_at_every_place_what_one_expert_predicts(predictions):
+    alone = torch.stack([predictions["expert-0"], predictions["expert-1"]])
+    distance = (predictions["magicfusion"] - alone).abs().amax(dim=2)
+    assert distance.amin(dim=0).max() < 1e-5
+    assert set(distance.argmin(dim=0).unique().tolist()) == {0, 1}
+
+
+def test_magicfusion_measures_with_the_guidance_it_draws_with(ensemble):
+    for guidance in (3.0, 7.5):
+        systems = {system.name: system for system in build_systems(ensemble, guidance=guidance)}
+        assert systems["magicfusion"].pipeline.unet.aggregator.options.guidance == guidance
+
+
 def test_copies_of_one_expert_average_to_that_expert(experts):
     merged = average_expert([experts[1], experts[1]])
     assert merged.denoiser is experts[1].denoiser
