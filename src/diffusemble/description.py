@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,30 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusemble.aggregators.base import Context
+from diffusemble.aggregators.router import Router
 from diffusemble.aggregators.storage import create, name_of
 from diffusemble.ensemble import EnsembleDenoiser, blocks_of
 from diffusemble.experts.expert import Expert
 
 TEXT_TOKENS = 77  # Stable Diffusion's prompt length, for experts that come without a tokenizer
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations, a multiplication with its addition counting as two.
+
+    Convolutions and matrix products are counted, element-wise work is not. ``attention`` is the part of ``total`` that
+    products of queries, keys and values take, which many published figures leave out.
+    """
+
+    total: int
+    attention: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.total + other.total, self.attention + other.attention)
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(times * self.total, times * self.attention)
 
 
 @dataclass(frozen=True)
@@ -30,7 +50,9 @@ class ExpertDescription:
 
 @dataclass(frozen=True)
 class Point:
-    """One aggregation point: channels and grid ``(h, w)`` of its feature, and whether the features are aggregated."""
+    """One aggregation point: channels and grid ``(h, w)`` of its feature, and whether the features are aggregated (or,
+    with a router, whether a new choice is made before it).
+    """
 
     name: str
     channels: int
@@ -50,7 +72,8 @@ class Description:
         points: in running order.
         expert_flops: operations of one forward pass of one expert, two per multiplication with addition, attention
             included; batch 1, so that guidance doubles it.
-        ensemble_flops: the same for the ensemble.
+        ensemble_flops: the same for the ensemble; with a router, of the chosen experts alone.
+        ensemble_attention_flops: those of them that attention's own products take.
     """
 
     experts: tuple[ExpertDescription, ...]
@@ -60,6 +83,7 @@ class Description:
     points: tuple[Point, ...]
     expert_flops: int
     ensemble_flops: int
+    ensemble_attention_flops: int
 
     @property
     def ratio(self) -> float:
@@ -78,7 +102,7 @@ def describe(ensemble: EnsembleDenoiser, latent_size: tuple[int, int] | None = N
     height, width = latent_size or ((own, own) if isinstance(own, int) else own)
     with torch.device("meta"), torch.no_grad():
         walk = _walk(ensemble, height, width)
-        mixing = _mixing(ensemble, walk)
+        together = _running(ensemble, walk) + _combining(ensemble, walk)
     aggregator = ensemble.aggregator
     options = ", ".join(f"{key} {value}" for key, value in aggregator.options.model_dump().items())
     return Description(
@@ -92,8 +116,9 @@ def describe(ensemble: EnsembleDenoiser, latent_size: tuple[int, int] | None = N
                 zip(ensemble.points, aggregator.sizes.channels, walk.grids, strict=True)
             )
         ),
-        expert_flops=walk.flops,
-        ensemble_flops=len(ensemble.experts) * walk.flops + mixing,
+        expert_flops=walk.cost.total,
+        ensemble_flops=together.total,
+        ensemble_attention_flops=together.attention,
     )
 
 
@@ -112,48 +137,19 @@ def latent_size(ensemble: EnsembleDenoiser, height: int, width: int) -> tuple[in
     return height // factor, width // factor
 
 
-# -- parts of the above; on the meta device, where tensors have shapes but no numbers ----------------------------------
+def count_flops(call: Callable[[], Any]) -> Cost:
+    """Operations of ``call``, which must run on the meta device.
+
+    There attention is taken apart into batched matrix products, and nothing else in a U-Net or in SABW uses these. (On
+    a CPU the counter does not know the fused attention kernel.)
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return _so_far(counter)
 
 
-@dataclass(frozen=True)
-class Walk:
-    """One pass of one expert: its operations, the grid of every point, and the context for an aggregator."""
-
-    flops: int
-    grids: tuple[tuple[int, int], ...]
-    context: Context
-
-
-def _walk(ensemble: EnsembleDenoiser, height: int, width: int) -> Walk:
-    first = ensemble.denoisers[0]
-    blocks = blocks_of(type(first).from_config(first.config).eval())
-    inputs = _inputs(ensemble, height, width)
-    grids = []
-    sample, timestep = inputs.pop("sample"), inputs.pop("timestep")
-    with FlopCounterMode(display=False) as counter:
-        flow = blocks.open(sample, timestep, inputs)
-        for name in blocks.names:
-            hidden = blocks.run(name, flow)
-            grids.append((hidden.shape[2], hidden.shape[3]))
-            flow = blocks.join(name, flow, hidden)
-        blocks.close(flow.hidden)
-    return Walk(counter.get_total_flops(), tuple(grids), Context(flow.text, flow.time, sample, timestep[None]))
-
-
-def _mixing(ensemble: EnsembleDenoiser, walk: Walk) -> int:
-    """Operations of the aggregator at all its points."""
-    own = ensemble.aggregator
-    if not _size(own):
-        return 0  # only products of matrices are counted, and there are none without weights
-    twin = create(name_of(own), own.sizes, own.options.model_dump()).eval()
-    with FlopCounterMode(display=False) as counter:
-        for point in sorted(twin.points):
-            feature = torch.zeros(1, own.sizes.channels[point], *walk.grids[point])
-            twin(point, [feature] * own.sizes.experts, walk.context)
-    return counter.get_total_flops()
-
-
-def _inputs(ensemble: EnsembleDenoiser, height: int, width: int) -> dict[str, Any]:
+def inputs_of(ensemble: EnsembleDenoiser, height: int, width: int) -> dict[str, Any]:
+    """Arguments of one forward pass of one expert for latents of this size, all zeros."""
     config, sizes = ensemble.config, ensemble.aggregator.sizes
     tokenizer = ensemble.experts[0].components.get("tokenizer")
     tokens = tokenizer.model_max_length if tokenizer else TEXT_TOKENS
@@ -165,9 +161,69 @@ def _inputs(ensemble: EnsembleDenoiser, height: int, width: int) -> dict[str, An
     if config.addition_embed_type == "text_time":
         # SDXL concatenates a pooled text with embedded numbers; only the sum of their widths matters here.
         pooled = config.projection_class_embeddings_input_dim - config.addition_time_embed_dim
-        added = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 1)}
-        inputs["added_cond_kwargs"] = added
+        inputs["added_cond_kwargs"] = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 1)}
     return inputs
+
+
+# -- parts of the above; on the meta device, where tensors have shapes but no numbers ----------------------------------
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One pass of one expert: its operations, those before the first block, the grid of every point, the context."""
+
+    cost: Cost
+    opening: Cost
+    grids: tuple[tuple[int, int], ...]
+    context: Context
+
+
+def _walk(ensemble: EnsembleDenoiser, height: int, width: int) -> Walk:
+    first = ensemble.denoisers[0]
+    blocks = blocks_of(type(first).from_config(first.config).eval())
+    inputs = inputs_of(ensemble, height, width)
+    grids = []
+    sample, timestep = inputs.pop("sample"), inputs.pop("timestep")
+    with FlopCounterMode(display=False) as counter:
+        flow = blocks.open(sample, timestep, inputs)
+        opening = _so_far(counter)
+        for name in blocks.names:
+            hidden = blocks.run(name, flow)
+            grids.append((hidden.shape[2], hidden.shape[3]))
+            flow = blocks.join(name, flow, hidden)
+        blocks.close(flow.hidden)
+    context = Context(flow.text, flow.time, sample, timestep[None])
+    return Walk(_so_far(counter), opening, tuple(grids), context)
+
+
+def _running(ensemble: EnsembleDenoiser, walk: Walk) -> Cost:
+    """Operations of the experts: all of them, or with a router one of them, while all embed time and text."""
+    others = walk.opening if isinstance(ensemble.aggregator, Router) else walk.cost
+    return walk.cost + others * (len(ensemble.experts) - 1)
+
+
+def _combining(ensemble: EnsembleDenoiser, walk: Walk) -> Cost:
+    """Operations of the aggregator or router at all its points."""
+    own = ensemble.aggregator
+    if not _size(own):
+        return Cost(0, 0)  # only products of matrices are counted, and there are none without weights
+    twin = create(name_of(own), own.sizes, own.options.model_dump()).eval()
+    entering = (walk.context.sample.shape[2:], *walk.grids)
+
+    def combine() -> None:
+        for point in sorted(twin.points):
+            if isinstance(twin, Router):
+                twin(point, torch.zeros(1, twin.channels(point), *entering[point]), walk.context)
+            else:
+                feature = torch.zeros(1, own.sizes.channels[point], *walk.grids[point])
+                twin(point, [feature] * own.sizes.experts, walk.context)
+
+    return count_flops(combine)
+
+
+def _so_far(counter: FlopCounterMode) -> Cost:
+    kinds = counter.get_flop_counts()["Global"]
+    return Cost(counter.get_total_flops(), kinds.get(torch.ops.aten.bmm, 0))
 
 
 def _expert(expert: Expert) -> ExpertDescription:
