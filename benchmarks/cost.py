@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ import torch
 import yaml
 from diffusers import UNet2DConditionModel
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffusemble import EnsembleDenoiser, build_aggregator
 from diffusemble.aggregators.base import Context
+from diffusemble.description import Cost, count_flops
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "zoo" / "recipe.yaml"
 Inputs = dict[str, Any]
@@ -81,33 +81,6 @@ def random_inputs(size: Size, experts: int, device: str, dtype: torch.dtype, bat
     return given
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Floating-point operations, a multiplication with its addition counting as two.
-
-    Convolutions and matrix products are counted, element-wise work is not. ``attention`` is the part of ``total`` that
-    products of queries, keys and values take, which many published figures leave out.
-    """
-
-    total: int
-    attention: int
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.total + other.total, self.attention + other.attention)
-
-
-def count_flops(call: Callable[[], Any]) -> Cost:
-    """Operations of ``call``, which must run on the meta device.
-
-    There attention is taken apart into batched matrix products, and nothing else in a U-Net or in SABW uses these. (On
-    a CPU the counter does not know the fused attention kernel.)
-    """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        call()
-    kinds = counter.get_flop_counts()["Global"]
-    return Cost(counter.get_total_flops(), kinds.get(torch.ops.aten.bmm, 0))
-
-
 def count_costs(size: Size, experts: int) -> dict[str, Cost]:
     """Cost of every variant for a batch of one, without memory or arithmetic.
 
@@ -118,7 +91,7 @@ def count_costs(size: Size, experts: int) -> dict[str, Cost]:
         aggregators = {f"SABW {name}": build_aggregator("sabw", [unet] * experts, preset=name) for name in size.presets}
     inputs = random_inputs(size, 1, "meta", torch.float32)
     one = count_flops(lambda: unet(**inputs))
-    together = Cost(experts * one.total, experts * one.attention)
+    together = one * experts
     visits = [(point, features * experts, context) for point, features, context in _visits(unet, inputs)]
     costs = {"one U-Net": one, f"{experts} in sequence": together, "ensemble, mean": together}
     for name, aggregator in aggregators.items():

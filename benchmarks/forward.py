@@ -9,7 +9,6 @@ ratio compares a variant with the N U-Nets in sequence of the same round.
 from __future__ import annotations
 
 import copy
-import ctypes
 import json
 import platform
 import statistics
@@ -22,50 +21,19 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from cost import SIZES, Cost, Inputs, Size, count_costs, random_inputs
+from cost import SIZES, Inputs, Size, count_costs, random_inputs
 from diffusers import UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from diffusemble import EnsembleDenoiser, build_aggregator
+from diffusemble.description import Cost
+from diffusemble.evaluation.studies.clock import Memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WAIT = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
 COLUMNS = ("variant", "seconds", "to N in sequence", "weights", "working memory", "parameters", "GFLOP", "in attention")
-
-
-class Memory:
-    """Peak working memory of one call, above what was held before it.
-
-    CUDA: ``max_memory_allocated``. Linux CPU: the kernel's high-water mark of resident memory (VmHWM), set back before
-    the call, after the allocator gave its free pages back. Elsewhere unknown.
-    """
-
-    def __init__(self, device: str) -> None:
-        self.cuda = device.startswith("cuda")
-        self.linux = device == "cpu" and Path("/proc/self/clear_refs").exists()
-
-    def start(self) -> None:
-        """Forget earlier peaks."""
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        elif self.linux:
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-            self.before = _resident("VmRSS")
-
-    def peak(self) -> int | None:
-        """Bytes since ``start``."""
-        if self.cuda:
-            return torch.cuda.max_memory_allocated() - self.before
-        return _resident("VmHWM") - self.before if self.linux else None
-
-
-def _resident(key: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(key))
 
 
 @dataclass

@@ -98,7 +98,7 @@ def _pictures(config: AttentionConfig, lab: Lab) -> dict[str, Any]:
         drawn = draw(lab.ensemble, run, choose_maps(lab.ensemble, run))
     names = [expert.name for expert in lab.ensemble.experts]
     return {
-        f"maps-{number}.png": attention_picture(one.image, names, one.maps, one.prompt)
+        f"maps-{number}.webp": attention_picture(one.image, names, one.maps, one.prompt)
         for number, one in enumerate(drawn, start=1)
     }
 

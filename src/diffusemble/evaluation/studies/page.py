@@ -90,4 +90,4 @@ def _yaml(value: Any) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{key} {_plain(inner)}" for key, inner in value.items()) or "none"
-    return (" ".join(map(str, value)) or "none") if isinstance(value, (list, tuple)) else str(value)
+    return (" ".join(map(str, value)) or "none") if isinstance(value, (list, tuple)) else str(value) or "none"

@@ -24,19 +24,30 @@ def blank(width: float = 8, height: float = 4.2, columns: int = 1, rows: int = 1
 
 
 def lines(
-    series: Mapping[str, Sequence[float]], at: Sequence[float], axes_titles: tuple[str, str], main: str = ""
+    series: Mapping[str, Sequence[float]],
+    at: Sequence[float],
+    axes_titles: tuple[str, str],
+    main: str = "",
+    dashed: Mapping[str, Sequence[float]] | None = None,
 ) -> Any:
-    """One line per name over ``at``; the line called ``main`` is the one to look at."""
+    """One line per name over ``at``; the line called ``main`` is the one to look at.
+
+    Lines of ``dashed`` take the colours of ``series`` once more, in order.
+    """
     figure, ((axes,),) = blank()
-    colours = iter(COLOURS * (1 + len(series) // len(COLOURS)))
-    for name, values in series.items():
-        bold = name == main
-        axes.plot(
-            at, values, color=INK if bold else next(colours), lw=2.4 if bold else 1.4, marker="o", ms=3, label=name
-        )
+    for names, style in ((series, "-"), (dashed or {}, "--")):
+        _draw(axes, names, at, main, style)
     finish(axes, axes_titles)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def _draw(axes: Any, series: Mapping[str, Sequence[float]], at: Sequence[float], main: str, style: str) -> None:
+    colours = iter(COLOURS * (1 + len(series) // len(COLOURS)))
+    for name, values in series.items():
+        bold = name == main
+        colour, width = (INK, 2.4) if bold else (next(colours), 1.4)
+        axes.plot(at, values, style, color=colour, lw=width, marker="o", ms=3, label=name.replace("*", ""))
 
 
 def whiskers(gaps: Mapping[str, tuple[float, float, float]], title: str) -> Any:

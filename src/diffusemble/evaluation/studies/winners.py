@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +57,8 @@ def run(config: WinnersConfig, lab: Lab) -> Findings:
     lead = paired_bootstrap(100 * (field.agreement - constant), groups, config.bootstrap, config.seed)
     sentence = (
         f"The expert with the least error is {_shares(names, overall)}. At {LAST} the ensemble gives the largest "
-        f"weight to it at {100 * field.agreement.mean():.0f} % of all positions and timesteps; always saying {often} would be "
-        f"right at {100 * constant.mean():.0f} % (difference in points: {in_words(lead, 1)}; chance is "
+        f"weight to it at {100 * field.agreement.mean():.0f} % of all positions and timesteps; always saying {often} "
+        f"would be right at {100 * constant.mean():.0f} % (difference in points: {in_words(lead, 1)}; chance is "
         f"{100 / len(names):.0f} %)."
     )
     times = {"by timestep": [(f"t = {time}", wins[:, at], weights[:, at]) for at, time in enumerate(config.times)]}
@@ -155,9 +155,12 @@ def _maps(names: Sequence[str], values: Array, what: str) -> Any:
 
 
 def _over_time(names: Sequence[str], wins: Array, weights: Array, config: WinnersConfig) -> Any:
-    series: Mapping[str, list[float]] = {
-        f"{name}: {what}": [float(100 * values[:, step, at].mean()) for step in range(len(config.times))]
-        for what, values in (("wins", wins), ("weight", weights))
-        for at, name in enumerate(names)
-    }
-    return lines(series, config.times, ("timestep (1000 is pure noise)", f"wins, and weight at {LAST}, %"))
+    def series(values: Array, what: str) -> dict[str, list[float]]:
+        steps = range(len(config.times))
+        return {
+            f"{name}: {what}": [float(100 * values[:, step, at].mean()) for step in steps]
+            for at, name in enumerate(names)
+        }
+
+    titles = "timestep (1000 is pure noise)", f"wins, and weight at {LAST}, %"
+    return lines(series(wins, "wins"), config.times, titles, dashed=series(weights, "weight"))
