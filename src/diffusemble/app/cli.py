@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffusemble.app import block_weights, study
+from diffusemble.app.merge import merge
 from diffusemble.app.terminal import Commands, hush_bars, out, progress_bar
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ def evaluate(
     out().print(f"results  {run.report}", markup=False)
 
 
+app.command()(merge)
 app.command()(block_weights.search)
 app.command()(block_weights.export)
 app.command()(study.study)

@@ -90,11 +90,12 @@ def amounts_of(method: Method, blocks: Sequence[BlockWeights] | None, parts: Seq
         return lambda key: method.amounts
     further, title = method.count - 1, type(method).__name__
     fitting = {"shares": (further, method.count), "ratios": (further,)}.get(method.weighs or "", ())
+    if not fitting:
+        raise ValueError(f"{title} takes no block weights. Leave blocks out, or choose the method weighted.")
     if len(blocks) not in fitting:
-        wanted = " or ".join(map(str, fitting)) + f" for {method.count} experts" if fitting else "none"
         raise ValueError(
-            f"{title} takes {wanted} of the block weights; got {len(blocks)}. Shares (weighted, slerp, dare) are given "
-            f"for every expert or all but the first, ratios (cosine, differences) for all but the first."
+            f"Block weights for {title} of {method.count} experts are {' or '.join(map(str, fitting))} sets; got "
+            f"{len(blocks)}. Shares are given for every expert or for all but the first, ratios for all but the first."
         )
     family = family_of(part.full(key) for part in parts for key in part.experts[0].forms)
     weights = [parse_weights(one, family) for one in blocks]
