@@ -1,4 +1,4 @@
-"""What every aggregator must satisfy; each law takes the name of a row of ``registry.AGGREGATORS``.
+"""What every aggregator must satisfy; each law takes a name in ``CASES``.
 
 Sizes are pairwise different (2 images, 3 experts, 7 tokens, 9 x 13 latents of 4 channels, widths 8/16/24/40), so that a
 swapped axis cannot pass.
@@ -22,8 +22,17 @@ from tiny import randomised, tiny_unet
 
 IMAGES, EXPERTS, TOKENS, TEXT = 2, 3, 7, 20
 LATENTS = (4, 9, 13)
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"sabw": {"preset": "tiny"}}
-"""Options that make a row tiny; its defaults otherwise."""
+TINY = {"preset": "tiny"}
+CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "sabw": ("sabw", TINY),
+    "sabw without space": ("sabw", {**TINY, "spatial": False}),
+    "sabw without time": ("sabw", {**TINY, "time": False}),
+    "sabw without text": ("sabw", {**TINY, "text": False}),
+    "sabw with pooled tokens": ("sabw", {**TINY, "pool": 2, "pool_from": 3}),
+    "mean": ("mean", {}),
+    "magicfusion": ("magicfusion", {}),
+}
+"""What the laws run on, by name: a row of the table and options that make it tiny or take something from it."""
 GUIDED = {"magicfusion"}
 """Rows that need the two halves of guidance: the same latents twice, with different texts."""
 ONLY_LAST = {"magicfusion"}
@@ -83,9 +92,10 @@ def denoisers(*seeds: int, dtype: torch.dtype = torch.float64) -> list[nn.Module
 
 
 def ensemble_of(name: str, models: Sequence[nn.Module], trained: bool = True, **options: Any) -> EnsembleDenoiser:
-    """An ensemble with aggregator ``name``; ``trained``: with random weights where training starts from zeros."""
+    """An ensemble with the aggregator of a case; ``trained``: with random weights where training starts from zeros."""
     torch.manual_seed(0)
-    aggregator = build_aggregator(name, models, **{**OPTIONS.get(name, {}), **options})
+    row, own = CASES[name]
+    aggregator = build_aggregator(row, models, **{**own, **options})
     if trained:
         disturb(aggregator)
     return EnsembleDenoiser(models, aggregator.to(models[0].dtype))

@@ -27,6 +27,9 @@ AGGREGATORS: Mapping[str, Entry] = {
         "diffusemble.aggregators.sabw:SABW", "Spatial-aware block-wise feature aggregation", "AFA, ICLR 2025"
     ),
     "mean": Entry("diffusemble.aggregators.mean:Mean", "Block-wise mean of the features", "AFA, ICLR 2025, table 3"),
+    "magicfusion": Entry(
+        "diffusemble.aggregators.magicfusion:MagicFusion", "The most salient expert of every place", "arXiv 2303.13126"
+    ),
     "mixture-blocks": Entry(
         "diffusemble.aggregators.mixture:BlockMixture", "One expert per block, chosen by its input", "AFA, appendix E"
     ),
@@ -35,9 +38,6 @@ AGGREGATORS: Mapping[str, Entry] = {
     ),
     "timestep-switch": Entry(
         "diffusemble.aggregators.timestep_switch:TimestepSwitch", "One expert after the other", "arXiv 2211.01324"
-    ),
-    "magicfusion": Entry(
-        "diffusemble.aggregators.magicfusion:MagicFusion", "The most salient expert of every place", "arXiv 2303.13126"
     ),
 }
 
@@ -50,6 +50,7 @@ SCHEDULERS: Mapping[str, Entry] = {
     "pndm": Entry("diffusers:PNDMScheduler", "PNDM", "arXiv 2202.09778"),
     "dpm++": Entry("diffusers:DPMSolverMultistepScheduler", "DPM-Solver++ (2M)", "arXiv 2211.01095"),
     "euler": Entry("diffusers:EulerDiscreteScheduler", "Euler", "arXiv 2206.00364"),
+    "lcm": Entry("diffusers:LCMScheduler", "LCM, for what `distill` made", "arXiv 2310.04378"),
 }
 
 METRICS: Mapping[str, Entry] = {

@@ -146,13 +146,19 @@ def test_a_batch_without_both_halves_is_refused(models: list[Any], call: Call):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance": 1.0}, r"needs a guidance scale above 1; got 1\. Raise the guidance, or choose an aggregator"),
+        (
+            {"guidance": 1.0},
+            r"^Aggregator 'magicfusion', option 'guidance': MagicFusion .* needs a guidance scale above 1; got 1\. Raise the guidance, or choose an aggregator",
+        ),
         ({"temperatures": (1.0, 2.0)}, r"one temperature per expert; got \[1\.0, 2\.0\] for 3 experts\. Give 3"),
-        ({"temperatures": (1.0, 2.0, -1.0)}, "greater than 0"),
+        ({"temperatures": (1.0, 2.0, -1.0)}, r"option 'temperatures\.2': Input should be greater than 0; got -1\.0\.$"),
         ({"unconditional": 3}, r"option 'unconditional' names expert 3, but the experts are 0 to 2\. Choose one of"),
         ({"otherwise": 7}, r"option 'otherwise' names expert 7, but the experts are 0 to 2\. Choose one of them"),
         ({"unconditional": "first"}, "unconditional"),
-        ({"above": 850, "below": 600}, r"above 850 and below 600: there is none\. Leave one of them out, or make"),
+        (
+            {"above": 850, "below": 600},
+            r"^Aggregator 'magicfusion': .*above 850 and below 600: there is none\. Leave one of them out, or make",
+        ),
         ({"kernel": "gaussian"}, "'reference' or 'symmetric'"),
         ({"points": "all"}, "points"),
         ({"temperature": 2.0}, "has no option 'temperature'. Its options are: points, guidance, temperatures, kernel"),

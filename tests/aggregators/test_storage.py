@@ -32,8 +32,19 @@ def test_the_header_says_what_to_build(saved: Path):
     with safe_open(str(saved), framework="pt") as opened:
         spec = json.loads(opened.metadata()[HEADER_KEY])
     assert spec["name"] == "sabw"
-    assert spec["options"] == {"points": [0, 24], "width": 32, "heads": 4, "layers": 1, "groups": 8}
+    size = {"width": 32, "heads": 4, "layers": 1, "groups": 8, "pool": 1, "pool_from": 32}
+    assert spec["options"] == {"points": [0, 24], **size, "time": True, "text": True, "spatial": True}
     assert (spec["sizes"]["experts"], spec["sizes"]["text"], len(spec["sizes"]["channels"])) == (2, 20, 25)
+
+
+def test_files_from_before_there_were_routers_are_read(saved: Path, tmp_path: Path):
+    with safe_open(str(saved), framework="pt") as opened:
+        spec = json.loads(opened.metadata()[HEADER_KEY])
+    del spec["sizes"]["latents"]
+    spec["options"] = {key: spec["options"][key] for key in ("points", "width", "heads", "layers", "groups")}
+    save_file(load_file(saved), tmp_path / "old.safetensors", metadata={HEADER_KEY: json.dumps(spec)})
+    old, new = load_aggregator(tmp_path / "old.safetensors"), load_aggregator(saved)
+    assert (old.sizes, old.options) == (new.sizes, new.options)
 
 
 def test_a_number_type_can_be_chosen(saved: Path):
