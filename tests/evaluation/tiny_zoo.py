@@ -63,6 +63,8 @@ def tiny_config(folder: Path, **settings: Any) -> EvaluateConfig:
         "report": str(folder / "results.md"),
         "times": (100, 700),
         "draws": 1,
+        "metrics": ("prompt-match",),
+        "grounds": {"expert-0": {"topic": ("animals", "people")}, "expert-1": {"topic": "things"}},
         "images": 4,
         "steps": 2,
         "batch": 2,

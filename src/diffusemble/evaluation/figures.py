@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffusemble.evaluation.config import EvaluateConfig
 from diffusemble.evaluation.results import Results
-from diffusemble.evaluation.scores import REAL, Scores
+from diffusemble.evaluation.stored import REAL, Scores
 from diffusemble.pictures.sheet import Column, contact_sheet
 from diffusemble.pictures.text import COLOURS, FAINT, INK
 

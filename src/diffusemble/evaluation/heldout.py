@@ -105,7 +105,8 @@ def encode_images(vae: Any, images: Tensor, batch: int = 64) -> Tensor:
     """Scaled latents ``[n c h w]`` of images ``[n 3 h w]`` in [0, 1]: the mode of the VAE's distribution."""
     parts = []
     for part in images.split(batch):
-        parts.append(vae.encode((2 * part - 1).to(vae.dtype)).latent_dist.mode() * vae.config.scaling_factor)
+        encoded = vae.encode((2 * part - 1).to(vae.device, vae.dtype)).latent_dist
+        parts.append(encoded.mode() * vae.config.scaling_factor)
     return torch.cat(parts)
 
 

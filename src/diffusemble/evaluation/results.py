@@ -1,87 +1,47 @@
-"""From scores of single pictures to tables: means, and paired intervals against the best single expert."""
+"""From scores of single pictures to everything that the page of the zoo's protocol shows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from diffusemble.evaluation.config import EvaluateConfig
-from diffusemble.evaluation.pictures import Row
-from diffusemble.evaluation.scores import DECODED, REAL, Array, Scores
-from diffusemble.evaluation.statistics import (
-    Interval,
-    Moments,
-    frechet_distance_to,
-    kernel_distance,
-    kernel_gap,
-    paired_bootstrap,
-    win_rate,
-)
-
-ORACLE = "oracle"
-
-
-@dataclass(frozen=True)
-class LossRow:
-    """Held-out loss of one system on one split.
-
-    Attributes:
-        name, title, kind: of the system; ``oracle`` is the best expert for each topic.
-        mean: over pictures and timesteps.
-        gap: mean difference to the best single expert; None for itself.
-        wins: share of pictures on which it is below the best single expert.
-        by_time: mean at each timestep.
-        by_topic: mean for each topic.
-    """
-
-    name: str
-    title: str
-    kind: str
-    mean: float
-    gap: Interval | None
-    wins: float
-    by_time: tuple[float, ...]
-    by_topic: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class DrawnRow:
-    """What the pictures of one system score; gaps are to the best single expert's, None for itself."""
-
-    name: str
-    title: str
-    kind: str
-    match: float
-    match_gap: Interval | None
-    top_1: float
-    top_1_gap: Interval | None
-    frechet: Mapping[str, float]
-    kernel: Mapping[str, float]
-    kernel_gap: Mapping[str, Interval | None]
+from diffusemble.evaluation.drawn_rows import drawn_rows, drawn_versus
+from diffusemble.evaluation.grounds import kinds
+from diffusemble.evaluation.loss_rows import floats, loss_rows, versus
+from diffusemble.evaluation.rows import DrawnRow, LossRow
+from diffusemble.evaluation.statistics import Interval
+from diffusemble.evaluation.stored import Scores
+from diffusemble.evaluation.systems import LEARNED
 
 
 @dataclass(frozen=True)
 class Results:
-    """All tables.
+    """Everything in the report.
 
     Attributes:
-        best: name of the single expert with the lowest held-out loss on the pairs; every gap is to it.
+        best: name of the single expert with the lowest loss on held-out pairs; the reference of all differences.
+        main: name of the ensemble that is compared with each of the others; None if there is none.
         losses: rows by split.
-        versus: difference of the ensemble's loss to every other system's, by split and name.
-        counts: held-out pictures by split.
-        drawn: rows, the held-out pictures themselves and their decoded latents first.
-        weights: mean weight of every expert by topic, in the order of ``experts``.
-        weights_by_time: the same by timestep, over all topics.
-        experts: names.
-        candidates: number of concepts the right one is found among.
-        references: number of training pictures the distances are to.
+        versus: by split, difference of the main ensemble's loss to each other system's.
+        drawn_versus: by score, difference of the main ensemble's to each other system's; kernel distances are there
+            under the name of their net.
+        counts: pictures of each split.
+        drawn: rows; the first are the held-out pictures themselves, and the same through the autoencoder.
+        weights: the ensemble's mean weight of each expert for each kind of picture.
+        weights_by_time: the same at each timestep.
+        experts: their names.
+        candidates: texts a picture's own caption is ranked among.
+        references: pictures that the features are compared with.
     """
 
     best: str
+    main: str | None
     losses: Mapping[str, tuple[LossRow, ...]]
     versus: Mapping[str, Mapping[str, Interval]]
+    drawn_versus: Mapping[str, Mapping[str, Interval]]
     counts: Mapping[str, int]
     drawn: tuple[DrawnRow, ...]
     weights: Mapping[str, tuple[float, ...]]
@@ -91,112 +51,45 @@ class Results:
     references: int
 
 
-def summarise(scores: Scores, config: EvaluateConfig, candidates: int) -> Results:
-    """All tables of the scores."""
-    means = {name: float(found.mean()) for name, found in scores.losses["pair"].items()}
-    singles = [name for name, _, kind in scores.systems if kind == "expert"] or list(means)
-    best = min(singles, key=lambda name: means[name])
-    experts = [name for name, _, kind in scores.systems if kind == "expert"]
-    topics = [row.topic for row in scores.rows["pair"]]
-    specialists = (
-        {topic: _specialist(scores, experts, topics, topic) for topic in sorted(set(topics))} if experts else {}
-    )
-    losses = {split: _loss_rows(scores, split, best, specialists, config) for split in scores.losses}
+def summarise(scores: Scores, config: EvaluateConfig, best: str | None = None) -> Results:
+    """All tables of the scores.
+
+    Args:
+        scores: of at least one system.
+        config: gives the samples and the seed of the intervals.
+        best: the system that all are compared with; the best single expert by default.
+    """
+    best = best or _best(scores)
+    main = _main(scores)
+    label = np.array(kinds(scores.rows["pair"], scores.grounds))
     weights = scores.weights
-    by_topic: dict[str, tuple[float, ...]] = {}
+    by_kind: dict[str, tuple[float, ...]] = {}
     by_time: tuple[tuple[float, ...], ...] = ()
     if weights is not None:
-        by_topic = {t: _floats(weights[np.array(topics) == t].mean(axis=(0, 1, 2))) for t in sorted(set(topics))}
-        by_time = tuple(_floats(row) for row in weights.mean(axis=(0, 2)))
+        by_kind = {one: floats(weights[label == one].mean(axis=(0, 1, 2))) for one in sorted(set(label.tolist()))}
+        by_time = tuple(floats(row) for row in weights.mean(axis=(0, 2)))
     return Results(
         best=best,
-        losses=losses,
-        versus={split: _versus(scores, split, config) for split in scores.losses},
+        main=main,
+        losses={split: loss_rows(scores, split, best, config) for split in scores.losses},
+        versus={split: versus(scores, split, main, config) for split in scores.losses},
+        drawn_versus=drawn_versus(scores, main, config),
         counts={split: len(rows) for split, rows in scores.rows.items()},
-        drawn=_drawn_rows(scores, best, config),
-        weights=by_topic,
+        drawn=drawn_rows(scores, best, config),
+        weights=by_kind,
         weights_by_time=by_time,
         experts=scores.experts,
-        candidates=candidates,
+        candidates=scores.candidates,
         references=len(next(iter(scores.reference.values()))),
     )
 
 
-def _specialist(scores: Scores, experts: Sequence[str], topics: Sequence[str], topic: str) -> str:
-    own = np.array(topics) == topic
-    return min(experts, key=lambda name: float(scores.losses["pair"][name][own].mean()))
+def _best(scores: Scores) -> str:
+    means = {name: float(found.mean()) for name, found in scores.losses["pair"].items()}
+    singles = [name for name, _, kind in scores.systems if kind == "expert"] or list(means)
+    return min(singles, key=lambda name: means[name])
 
 
-def _loss_rows(
-    scores: Scores, split: str, best: str, specialists: Mapping[str, str], config: EvaluateConfig
-) -> tuple[LossRow, ...]:
-    rows, found = scores.rows[split], dict(scores.losses[split])
-    named = list(scores.systems)
-    if specialists and all(row.topic in specialists for row in rows):
-        found[ORACLE] = np.stack([found[specialists[row.topic]][number] for number, row in enumerate(rows)])
-        after = 1 + max(number for number, (_, _, kind) in enumerate(named) if kind == "expert")
-        named.insert(after, (ORACLE, "best expert for each topic (oracle)", ORACLE))
-    return tuple(_loss_row(system, found, best, rows, config) for system in named)
-
-
-def _loss_row(
-    system: tuple[str, str, str], found: Mapping[str, Array], best: str, rows: Sequence[Row], config: EvaluateConfig
-) -> LossRow:
-    own, reference = found[system[0]].mean(axis=1), found[best].mean(axis=1)
-    groups = [row.concept for row in rows]
-    topics = np.array([row.topic for row in rows])
-    return LossRow(
-        *system,
-        mean=float(own.mean()),
-        gap=None if system[0] == best else paired_bootstrap(own - reference, groups, config.bootstrap, config.seed),
-        wins=win_rate(own, reference),
-        by_time=_floats(found[system[0]].mean(axis=0)),
-        by_topic={topic: float(own[topics == topic].mean()) for topic in sorted(set(topics.tolist()))},
-    )
-
-
-def _versus(scores: Scores, split: str, config: EvaluateConfig) -> dict[str, Interval]:
-    own = next((name for name, _, kind in scores.systems if kind == "ensemble"), None)
-    if own is None:
-        return {}
-    means = {name: found.mean(axis=1) for name, found in scores.losses[split].items()}
-    groups = [row.concept for row in scores.rows[split]]
-    return {
-        name: paired_bootstrap(means[own] - means[name], groups, config.bootstrap, config.seed)
-        for name, _, kind in scores.systems
-        if kind not in ("ensemble", "inside")
-    }
-
-
-def _drawn_rows(scores: Scores, best: str, config: EvaluateConfig) -> tuple[DrawnRow, ...]:
-    reference = scores.drawn[best]
-    groups = [job.concept for job in scores.jobs]
-    moments = {net: Moments.of(features) for net, features in scores.reference.items()}
-
-    def row(system: tuple[str, str, str]) -> DrawnRow:
-        own, other = scores.drawn[system[0]], system[0] != best
-
-        def gap(a: Array, b: Array) -> Interval | None:
-            differences = a.astype(float) - b.astype(float)
-            return paired_bootstrap(differences, groups, config.bootstrap, config.seed) if other else None
-
-        return DrawnRow(
-            *system,
-            match=float(own.match.mean()),
-            match_gap=gap(own.match, reference.match),
-            top_1=float((own.rank == 0).mean()),
-            top_1_gap=gap(own.rank == 0, reference.rank == 0),
-            frechet={net: frechet_distance_to(moments[net], own.features[net]) for net in moments},
-            kernel={net: kernel_distance(own.features[net], scores.reference[net]) for net in moments},
-            kernel_gap={
-                net: kernel_gap(own.features[net], reference.features[net], scores.reference[net]) if other else None
-                for net in moments
-            },
-        )
-
-    real = ((REAL, "held-out pictures themselves", REAL), (DECODED, "the same through the autoencoder", REAL))
-    return tuple(row(system) for system in (*real, *scores.systems))
-
-
-def _floats(values: Array) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+def _main(scores: Scores) -> str | None:
+    ensembles = [name for name, _, kind in scores.systems if kind == "ensemble"]
+    return LEARNED if LEARNED in ensembles else next(iter(ensembles), None)

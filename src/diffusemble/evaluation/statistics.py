@@ -112,15 +112,19 @@ def clip_discrepancy(x: ArrayLike, y: ArrayLike) -> float:
     return float(1000 * (within - 2 * _kernel_mean(gaussian_kernel, a, b)))
 
 
-def kernel_gap(x: ArrayLike, y: ArrayLike, reference: ArrayLike) -> Interval:
-    """KID(x, r) - KID(y, r) for paired ``x, y [n d]`` (same prompts and seeds), with its delete-one jackknife interval.
+def kernel_gap(x: ArrayLike, y: ArrayLike, reference: ArrayLike, groups: Sequence[str] | None = None) -> Interval:
+    """KID(x, r) - KID(y, r) for paired ``x, y [n d]`` (same prompts and seeds), with its jackknife interval.
 
-    The reference r is taken as given, so its own term cancels and only the sampling of the pairs counts.
+    The reference r is taken as given, so its own term cancels and only the sampling of the pairs counts. Each of
+    ``groups`` is left out in turn as a whole (each image by default); a set too small for that has no bounds.
     """
     a, b, r = _matrix(x, "x"), _matrix(y, "y"), _matrix(reference, "reference")
     if len(a) != len(b):
         raise ValueError(f"Paired sets have equal sizes; got {len(a)} and {len(b)}. Give the same prompts and seeds.")
-    parts = _left_out(a, r) - _left_out(b, r)
+    _, index = np.unique(np.arange(len(a)) if groups is None else np.asarray(groups), return_inverse=True)
+    if len(a) - np.bincount(index).max() < 2:
+        return Interval(kernel_distance(a, r) - kernel_distance(b, r), -np.inf, np.inf)
+    parts = _left_out(a, r, index) - _left_out(b, r, index)
     n = len(parts) - 1
     spread = np.sqrt((n - 1) / n * np.square(parts[1:] - parts[1:].mean()).sum())
     return Interval(float(parts[0]), float(parts[0] - 1.96 * spread), float(parts[0] + 1.96 * spread))
@@ -175,14 +179,17 @@ def win_rate(scores: ArrayLike, reference: ArrayLike, better: Callable[[Array, A
     return float(np.mean(better(a, b) + 0.5 * (a == b)))
 
 
-def _left_out(x: Array, reference: Array) -> Array:
-    """U-statistic mean k(x, x') - 2 mean k(x, r): of all of x, then with each row left out, ``[1 + n]``."""
+def _left_out(x: Array, reference: Array, index: NDArray[np.intp]) -> Array:
+    """U-statistic mean k(x, x') - 2 mean k(x, r): of all of x, then without each group, ``[1 + g]``."""
     own = polynomial_kernel(x, x)
     np.fill_diagonal(own, 0)
-    rows, cross = own.sum(axis=1), polynomial_kernel(x, reference).mean(axis=1)
-    n = len(x)
-    whole = rows.sum() / (n * (n - 1)) - 2 * cross.mean()
-    without = (rows.sum() - 2 * rows) / ((n - 1) * (n - 2)) - 2 * (cross.sum() - cross) / (n - 1)
+    member = np.eye(index.max() + 1)[index]  # [n g]
+    within = (member * (own @ member)).sum(axis=0)
+    cross = polynomial_kernel(x, reference).mean(axis=1)
+    left = len(x) - member.sum(axis=0)
+    whole = own.sum() / (len(x) * (len(x) - 1)) - 2 * cross.mean()
+    rest = own.sum() - 2 * own.sum(axis=1) @ member + within
+    without = rest / (left * (left - 1)) - 2 * (cross.sum() - cross @ member) / left
     return np.concatenate([[whole], without])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Store:
             _compare(folder, json.loads(run.read_text(encoding="utf-8"))["identity"], mine)
         else:
             text = json.dumps({"identity": mine, "notes": dict(notes)}, indent=1)
-            _replace(run, lambda file: file.write_text(text + "\n", encoding="utf-8"))
+            replace_file(run, lambda file: file.write_text(text + "\n", encoding="utf-8"))
 
     def get(self, key: str, make: Callable[[], Arrays]) -> Arrays:
         """The arrays under ``key`` (a path like ``"losses/mean/pair-000"``), made and kept if they are not there."""
@@ -44,9 +45,97 @@ class Store:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             made = make()
-            _replace(file, lambda temporary: _write(temporary, made))
-        with np.load(file, allow_pickle=False) as opened:
-            return {name: opened[name] for name in opened.files}
+            replace_file(file, lambda temporary: _write(temporary, made))
+        return _read(file)
+
+    def has(self, key: str) -> bool:
+        """Whether there are arrays under ``key``."""
+        return (self.folder / f"{key}.npz").exists()
+
+    def read(self, key: str) -> Arrays:
+        """The arrays under ``key``.
+
+        Raises:
+            ValueError: they were not made yet.
+        """
+        if not self.has(key):
+            raise ValueError(
+                f"{self.folder} does not hold {key} yet. Run `diffusemble evaluate` again with out={self.folder}: it "
+                f"goes on where it stopped."
+            )
+        return _read(self.folder / f"{key}.npz")
+
+    def join(self, key: str, count: int) -> Arrays:
+        """The pieces ``key-00000``, ``key-00057``, ... in order, one after the other.
+
+        Raises:
+            ValueError: they do not add up to ``count`` rows.
+        """
+        home = (self.folder / key).parent
+        pattern = re.compile(re.escape(Path(key).name) + r"-(\d{5,})\.npz")
+        found = {int(match[1]): file for file in home.glob("*.npz") if (match := pattern.fullmatch(file.name))}
+        parts = [_read(found[start]) for start in sorted(found)]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+        held = max((len(array) for array in joined.values()), default=0)
+        if held != count or not joined:
+            raise ValueError(
+                f"{self.folder} holds {held} of the {count} rows of {key}. Run `diffusemble evaluate` again with "
+                f"out={self.folder}: it goes on where it stopped."
+            )
+        return joined
+
+    def note(self, key: str, values: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> None:
+        """Keep ``values`` as JSON under ``key``; ``fixed`` beside them must stay what it was.
+
+        Raises:
+            ValueError: ``fixed`` was something else.
+        """
+        file, mine = self.folder / f"{key}.json", json.loads(json.dumps(dict(fixed or {})))
+        if file.exists():
+            then = json.loads(file.read_text(encoding="utf-8")).get("fixed", {})
+            _compare(file, then, mine)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**values, "fixed": mine}, indent=1)
+        replace_file(file, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+    def noted(self, key: str) -> dict[str, Any]:
+        """What ``note`` kept.
+
+        Raises:
+            ValueError: nothing was kept.
+        """
+        file = self.folder / f"{key}.json"
+        if not file.is_file():
+            raise ValueError(
+                f"{self.folder} holds no finished evaluation: there is no {file.name}. Give the folder that "
+                f"`diffusemble evaluate` was given as out."
+            )
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def names(self, folder: str) -> tuple[str, ...]:
+        """What ``note`` kept in a folder, by name."""
+        return tuple(sorted(file.stem for file in (self.folder / folder).glob("*.json")))
+
+
+def stored(folder: Path) -> Store:
+    """The scores in a folder as they are, to read them.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    run = folder / RUN_FILE
+    if not run.is_file():
+        raise ValueError(
+            f"{folder} holds no scores: there is no {RUN_FILE}. Give the folder that `diffusemble evaluate` was given "
+            f"as out."
+        )
+    return Store(folder, json.loads(run.read_text(encoding="utf-8"))["identity"], {})
+
+
+def _read(file: Path) -> Arrays:
+    with np.load(file, allow_pickle=False) as opened:
+        return {name: opened[name] for name in opened.files}
 
 
 def _write(file: Path, arrays: Arrays) -> None:
@@ -54,7 +143,8 @@ def _write(file: Path, arrays: Arrays) -> None:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub forgets the names
 
 
-def _replace(file: Path, write: Callable[[Path], Any]) -> None:
+def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
+    """Have ``write`` make the file under another name beside it, then put it in its place."""
     # A kill at any moment leaves either no file or the whole file; two processes can share the work.
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     write(temporary)
