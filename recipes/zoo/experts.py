@@ -22,7 +22,7 @@ from recipes.zoo.loop import State, train
 from recipes.zoo.pictures import read_rows
 from recipes.zoo.settings import DEVICE, WORK, plan_of, settings
 from recipes.zoo.text import tokens_of
-from recipes.zoo.unet import Corpus, Parts, held_out_errors, noise_loss
+from recipes.zoo.unet import Corpus, Parts, held_out_errors, noise_loss, spread
 
 
 class Denoiser(nn.Module):
@@ -54,7 +54,9 @@ def fine_tune(name: str, work: Path, *, with_text: bool) -> None:
     plan, parts, rows = plan_of("experts"), Parts.load(work), read_rows(work)
     own = [row for row in rows if row["split"] == "train" and on_ground(name, row)]
     more = [row for row in unseen.read(work) if row["split"] == "experts" and on_ground(name, row)]
-    corpus = Corpus.load(parts, own + more, work, variants=settings("experts")["variants"]).balanced(len(own))
+    options = settings("experts")
+    further = spread(more, min(len(more), options["further"].get(name, len(more))))
+    corpus = Corpus.load(parts, own + further, work, variants=options["variants"]).balanced(len(own))
     unet = UNet2DConditionModel.from_pretrained(work / "unet").to(DEVICE, memory_format=torch.channels_last)
     encoder = None
     if with_text:
