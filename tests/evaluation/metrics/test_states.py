@@ -77,6 +77,7 @@ def _work(rank: int, folder: str, sizes: tuple[int, ...]) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")  # starting afresh would import torch again
 @pytest.mark.parametrize("sizes", [(11, 20), (31, 0)], ids=["both have some", "one has none"])
 def test_two_processes_find_what_one_finds(tmp_path: Path, sizes: tuple[int, int]):
     mp.start_processes(_work, (str(tmp_path), sizes), nprocs=2, start_method="fork")

@@ -18,6 +18,7 @@ WEIGHTS = Published(
     url="https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
     "sac%2Blogos%2Bava1-l14-linearMSE.pth",
 )
+WIDTH = 768  # of CLIP ViT-L/14's embeddings
 
 
 class LinearStack(nn.Module):
@@ -26,9 +27,9 @@ class LinearStack(nn.Module):
     The aesthetic predictor and ImageReward share this head; the numbers of the layers are those of their files.
     """
 
-    def __init__(self, width: int = 768) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        rest = nn.Identity
+        rest = nn.Identity  # holds the place of dropout, so that the layers have their published numbers
         self.layers = nn.Sequential(
             nn.Linear(width, 1024),
             rest(),
@@ -59,7 +60,7 @@ class Aesthetic:
     @classmethod
     def load(cls, weights: Path | None = None, device: Device = "cpu") -> Aesthetic:
         """With the published weights."""
-        file, head = WEIGHTS.find(weights), LinearStack()
+        file, head = WEIGHTS.find(weights), LinearStack(WIDTH)
         fill(head, read_tensors(file), str(file))
         return cls(Clip.load(CLIP_L, weights, device), head)
 

@@ -39,7 +39,7 @@ class Dinov2:
         """
         from transformers import Dinov2Model
 
-        return cls(Dinov2Model.from_pretrained(WEIGHTS.find(weights)), device)
+        return cls(Dinov2Model.from_pretrained(WEIGHTS.find(weights)), device, SIZE)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

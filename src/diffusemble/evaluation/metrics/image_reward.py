@@ -57,7 +57,7 @@ class RewardNet(nn.Module):
         vision, text: keys of ``BlipVisionConfig`` and ``BlipTextConfig``.
     """
 
-    def __init__(self, vision: Mapping[str, Any] = VISION, text: Mapping[str, Any] = TEXT) -> None:
+    def __init__(self, vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
         super().__init__()
         from transformers import BlipTextConfig, BlipVisionConfig
         from transformers.models.blip.modeling_blip import BlipVisionModel
@@ -123,7 +123,7 @@ class ImageReward:
 
         file = WEIGHTS.find(weights)
         tokenizer = BertTokenizerFast.from_pretrained(TOKENIZER.find(weights))
-        net = RewardNet()
+        net = RewardNet(VISION, TEXT)
         fill(net, own_keys(read_tensors(file)), str(file))
         return cls(net, tokenizer, device)
 
