@@ -104,7 +104,8 @@ def describe(ensemble: EnsembleDenoiser, latent_size: tuple[int, int] | None = N
         walk = _walk(ensemble, height, width)
         together = _running(ensemble, walk) + _combining(ensemble, walk)
     aggregator = ensemble.aggregator
-    options = ", ".join(f"{key} {value}" for key, value in aggregator.options.model_dump().items())
+    chosen = aggregator.options.model_dump(exclude_none=True)
+    options = ", ".join(f"{key} {value}" for key, value in chosen.items())
     return Description(
         experts=tuple(_expert(expert) for expert in ensemble.experts),
         aggregator=f"{name_of(aggregator)} ({options})",

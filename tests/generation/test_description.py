@@ -34,6 +34,16 @@ def test_the_mean_costs_its_experts_and_nothing_more() -> None:
     assert found.aggregator_parameters == 0
 
 
+def test_fusing_predictions_costs_its_experts_and_nothing_more() -> None:
+    unets = [tiny_unet(0), tiny_unet(1)]
+    found = describe(EnsembleDenoiser(unets, build_aggregator("magicfusion", unets, below=600)))
+    assert (found.ratio, found.aggregator_parameters) == (2.0, 0)
+    assert found.aggregator.startswith("magicfusion (points last, guidance 7.5, kernel reference")
+    assert "below 600" in found.aggregator
+    assert "above" not in found.aggregator
+    assert [point.name for point in found.points if point.aggregated] == ["up.3.layer2"]
+
+
 def test_the_cost_is_that_of_the_whole_forward() -> None:
     with torch.device("meta"):
         unets = [UNet2DConditionModel(**UNET) for _ in range(2)]

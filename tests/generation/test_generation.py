@@ -139,6 +139,25 @@ def test_aggregator_and_type_are_those_of_the_configuration(folders: tuple[str, 
     assert not half.training
 
 
+def test_magicfusion_measures_with_the_guidance_of_the_drawing(folders: tuple[str, ...]) -> None:
+    def guidance(**settings: Any) -> float:
+        return build_ensemble(config_of(experts=folders, **settings)).aggregator.options.guidance
+
+    assert guidance(aggregator="magicfusion", guidance=3.5) == 3.5
+    assert guidance(aggregator={"name": "magicfusion", "options": {"guidance": 9}}, guidance=3.5) == 9
+    with pytest.raises(ValueError, match=r"'magicfusion', option 'guidance': .* guidance scale above 1; got 1\."):
+        guidance(aggregator="magicfusion", guidance=1)
+
+
+def test_magicfusion_draws_with_its_maps(folders: tuple[str, ...]) -> None:
+    run = generate(config_of(experts=folders, aggregator="magicfusion", attention={"steps": 2}))
+    for picture in run.pictures:
+        (point,) = picture.maps
+        assert point.name == "up.3.layer2"
+        assert set(point.maps[0].unique().tolist()) == {0.0, 1.0}
+    assert run.pictures[0].image.tobytes() != generate(config_of(experts=folders)).pictures[0].image.tobytes()
+
+
 def test_maps_that_were_not_asked_for_are_named(folders: tuple[str, ...]) -> None:
     pictures = generate(config_of(experts=folders[0], steps=1, prompts="x"))
     with pytest.raises(ValueError, match=r"drawn without maps. Set attention: true"):
