@@ -80,7 +80,8 @@ def time_calls(calls: Mapping[str, Callable[[], Any]], repeats: int, device: str
 
 def seconds_of(ensembles: Mapping[str, EnsembleDenoiser], repeats: int = 7) -> dict[str, float]:
     """Median seconds of a step of one picture with guidance."""
-    timed = time_calls({name: step_of(ensemble) for name, ensemble in ensembles.items()}, repeats)
+    device = str(next(iter(ensembles.values())).device)
+    timed = time_calls({name: step_of(ensemble) for name, ensemble in ensembles.items()}, repeats, device)
     return {name: one.seconds for name, one in timed.items()}
 
 

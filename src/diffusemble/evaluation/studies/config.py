@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from diffusemble.config import Prompts, Schema, Seed, Text, Texts, listed
-from diffusemble.evaluation.config import ZOO_TIMES, Count, Names, Time
+from diffusemble.evaluation.config import ZOO_TIMES, Count, Names, SystemConfig, Time
 
 Counts = Annotated[tuple[Count, ...], BeforeValidator(listed), Field(min_length=1)]
 Damage = Literal["clean", "blur", "jpeg", "noise", "captions"]
@@ -35,6 +35,8 @@ class StudyConfig(Schema):
         weights: folder with the metrics' weights, for those whose weights do not come as packages.
         bootstrap: samples of every interval.
         threads: of the processor; as torch finds them if 0.
+        device, dtype: where and in which number type the experts run; the fastest device there is, and float32 on a
+            CPU and float16 elsewhere, if ``"auto"``.
     """
 
     ensemble: Text = "zoo:topics"
@@ -55,6 +57,8 @@ class StudyConfig(Schema):
     weights: str = ""
     bootstrap: Count = 10_000
     threads: Annotated[int, Field(ge=0)] = 0
+    device: Text = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
 
 
 class ExpertsConfig(StudyConfig):
@@ -67,10 +71,13 @@ class ExpertsConfig(StudyConfig):
 
 
 class StepsConfig(StudyConfig):
-    """Fewer steps: ``systems`` drawn with each number of steps in ``at``."""
+    """Fewer steps: ``systems`` (as ``evaluate`` takes them) drawn with each number of steps in ``at``."""
 
     at: Counts = (50, 40, 30, 20, 10)
-    systems: Names = ("weight-average", "noise-average", "block-average", "magicfusion", "ensemble")
+    systems: Annotated[tuple[SystemConfig, ...], BeforeValidator(listed)] = tuple(
+        SystemConfig(name=name)
+        for name in ("weight-average", "noise-average", "block-average", "magicfusion", "ensemble")
+    )
     images: Count = 36
 
 
@@ -142,7 +149,7 @@ class DistilledConfig(StudyConfig):
 
     folders: Mapping[str, Text] = {}
     at: Counts = (1, 2, 4, 8)
-    few: Text = "ddim"
+    few: Text = "lcm"
     few_guidance: float = Field(default=1.0, ge=0)
 
 

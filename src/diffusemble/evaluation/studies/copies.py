@@ -57,15 +57,15 @@ def _pair(config: CopiesConfig, lab: Lab) -> tuple[Expert, Expert]:
         systems = [System(name, f"expert *{name}*", "expert", plain_pipeline(one)) for name, one in experts.items()]
         measured = lab.measure(systems, draw=False, span=(0, 0.05))
         ranked = sorted(measured.values(), key=lambda one: one.loss)
-    good = experts[ranked[0].name] if config.good is None else _load(config.good)
-    poor = experts[ranked[-1].name] if config.poor is None else _load(config.poor)
+    good = experts[ranked[0].name] if config.good is None else _load(config.good, lab)
+    poor = experts[ranked[-1].name] if config.poor is None else _load(config.poor, lab)
     if good.name == poor.name:
         raise ValueError(f"The good expert and the poor one are both {good.name!r}. Give another one as good or poor.")
     return good, poor
 
 
-def _load(source: str) -> Expert:
-    found: Sequence[Expert] = load_experts([source])
+def _load(source: str, lab: Lab) -> Expert:
+    found: Sequence[Expert] = load_experts([source], device=lab.ensemble.device, dtype=lab.ensemble.dtype)
     return found[0]
 
 

@@ -37,7 +37,9 @@ def run(config: CostConfig, lab: Lab) -> Findings:
     for n in counts:
         lab.tell((n - 2) / (config.experts - 1), f"{n} experts")
         built = {ALONE: EnsembleDenoiser(experts[:1]).eval(), **ways(experts[:n], lab.ensemble, config.guidance)}
-        timed = time_calls({name: step_of(one) for name, one in built.items()}, config.repeats)
+        timed = time_calls(
+            {name: step_of(one) for name, one in built.items()}, config.repeats, str(lab.ensemble.device)
+        )
         for name, ensemble in built.items():
             if name != ALONE or n == 2:
                 rows.append(_row(name, ensemble, timed, timed[ALONE]))
@@ -78,9 +80,10 @@ def ways(experts: Sequence[Expert], like: EnsembleDenoiser, guidance: float) -> 
         "timestep switch": ("timestep-switch", {}),
     }
     denoisers = [expert.denoiser for expert in experts]
+    built = {title: build_aggregator(name, denoisers, **options) for title, (name, options) in named.items()}
     return {
-        title: EnsembleDenoiser(experts, build_aggregator(name, denoisers, **options)).eval()
-        for title, (name, options) in named.items()
+        title: EnsembleDenoiser(experts, aggregator.to(device=like.device, dtype=like.dtype)).eval()
+        for title, aggregator in built.items()
     }
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffusemble.drawing import build_scheduler
+from diffusemble.drawing import build_scheduler, placement
 from diffusemble.ensemble import EnsembleDenoiser
-from diffusemble.evaluation.benchmark import ensemble_folder
 from diffusemble.evaluation.heldout import HeldOut, encode_images, losses
 from diffusemble.evaluation.metrics.base import load_metric, score
 from diffusemble.evaluation.pictures import METADATA, Row, choose, from_bytes, read_images, read_rows, to_bytes
+from diffusemble.evaluation.specs import ensemble_folder
 from diffusemble.evaluation.statistics import Interval, paired_bootstrap
 from diffusemble.evaluation.store import Arrays, Store
 from diffusemble.evaluation.studies.config import StudyConfig
@@ -74,7 +74,7 @@ class Lab:
         self.jobs = choose(self.all_rows, config.split, config.images, self.folder)
         listing = hashlib.sha256((self.folder / METADATA).read_bytes()).hexdigest()[:16]
         self._scorers: dict[str, Any] = {}
-        self.store = Store(Path(config.out) / "scores", {"pictures": listing}, {})
+        self.store = Store(Path(config.out) / "scores" / listing, {"pictures": listing}, {})
 
     @cached_property
     def ensemble(self) -> EnsembleDenoiser:
@@ -82,8 +82,9 @@ class Lab:
         return self.load(self.config.ensemble)
 
     def load(self, source: str) -> EnsembleDenoiser:
-        """``zoo:<group>``, or the folder of a saved ensemble."""
-        return EnsembleDenoiser.from_pretrained(ensemble_folder(source)).eval()
+        """``zoo:<group>``, or the folder of a saved ensemble, where the configuration wants it to run."""
+        device, dtype = placement(self.config.device, self.config.dtype)
+        return EnsembleDenoiser.from_pretrained(ensemble_folder(source), device=device, dtype=dtype).eval()
 
     def measure(
         self,
@@ -126,7 +127,7 @@ class Lab:
         latents = self.keep(
             "latents",
             [digest_of(vae), [row.file_name for row in self.rows]],
-            lambda: {"latents": encode_images(vae, read_images(self.folder, self.rows).to(vae.device)).float().numpy()},
+            lambda: {"latents": encode_images(vae, read_images(self.folder, self.rows)).float().cpu().numpy()},
         )["latents"]
         where = self.ensemble.device, self.ensemble.dtype
         names, texts = [row.file_name for row in self.rows], [row.text for row in self.rows]

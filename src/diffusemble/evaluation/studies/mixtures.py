@@ -26,7 +26,7 @@ def run(config: TrainedConfig, lab: Lab) -> Findings:
     ensembles = train_variants(VARIANTS, lab, needed=FULL)
     experts = lab.ensemble.experts
     switch = build_aggregator(SWITCH, [expert.denoiser for expert in experts])
-    together = {**ensembles, SWITCH: EnsembleDenoiser(experts, switch).eval()}
+    together = {**ensembles, SWITCH: EnsembleDenoiser(experts, switch.to(lab.ensemble.device)).eval()}
     systems = (
         *as_systems(ensembles, VARIANTS),
         System(SWITCH, "timestep switch", "control", together[SWITCH].pipeline()),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,17 @@ PAGE, RECORD, ALL = "index.md", "study.json", "findings.md"
 ELSEWHERE = {"docs", "out"}  # where things lie changes no number
 
 
-def write_page(name: str, config: StudyConfig, findings: Findings, notes: Mapping[str, Any]) -> Path:
+def write_page(name: str, config: StudyConfig, findings: Findings, notes: Mapping[str, Any], minutes: float) -> Path:
     """Write ``<docs>/<name>``, and the page of all findings beside it.
+
+    ``minutes`` is what the run took; a run that only redraws keeps those of the run that measured.
 
     Returns:
         The study's page.
     """
     folder = Path(config.docs) / name
     folder.mkdir(parents=True, exist_ok=True)
+    minutes = round(max(minutes, _minutes(folder / RECORD, command(name, config))), 1)
     parts = [f"# {STUDIES[name].title}", f"**{findings.sentence}**"]
     if STUDIES[name].paper:
         parts.append(f"In the literature: {STUDIES[name].paper}.")
@@ -36,10 +41,15 @@ def write_page(name: str, config: StudyConfig, findings: Findings, notes: Mappin
             parts += [f"![{file.partition('.')[0].replace('-', ' ')}]({file})" for file in findings.figures]
     for file, figure in findings.figures.items():
         _save(figure, folder / file)
-    parts += ["## Settings", _settings(name, config, {**findings.notes, **notes})]
+    parts += ["## Settings", _settings(name, config, {**findings.notes, **notes, "minutes": minutes})]
     page = folder / PAGE
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    record = {"title": STUDIES[name].title, "sentence": findings.sentence, "command": command(name, config)}
+    record: dict[str, Any] = {
+        "title": STUDIES[name].title,
+        "sentence": findings.sentence,
+        "command": command(name, config),
+    }
+    record["minutes"] = minutes
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     _write_all(Path(config.docs))
     return page
@@ -50,6 +60,11 @@ def command(name: str, config: StudyConfig) -> str:
     changed = config.model_dump(mode="json", exclude_defaults=True)
     words = [f"{key}={_yaml(value)}" for key, value in changed.items() if key not in ELSEWHERE]
     return " ".join([f"diffusemble study {name}", *words])
+
+
+def _minutes(file: Path, this: str) -> float:
+    record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return float(record["minutes"]) if record.get("command") == this else 0.0
 
 
 def _settings(name: str, config: StudyConfig, notes: Mapping[str, Any]) -> str:
@@ -83,8 +98,8 @@ def _save(figure: Any, file: Path) -> None:
 
 
 def _yaml(value: Any) -> str:
-    text = json.dumps(value, separators=(",", ":"))
-    return value if isinstance(value, str) and " " not in value else f"'{text}'" if " " in text or "[" in text else text
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w./-]*|zoo:\w+", value)
+    return shlex.quote(value if plain else json.dumps(value, ensure_ascii=False))
 
 
 def _plain(value: Any) -> str:

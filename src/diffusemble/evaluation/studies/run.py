@@ -36,7 +36,6 @@ def run_study(name: str, config: StudyConfig, tell: Tell = lambda share, what: N
     started = time.monotonic()
     lab = Lab(config, tell)
     findings: Findings = study(config, lab)
-    notes = {**machine_notes(lab.ensemble), "minutes of this run": f"{(time.monotonic() - started) / 60:.1f}"}
-    page = write_page(name, config, findings, notes)
+    page = write_page(name, config, findings, machine_notes(lab.ensemble), (time.monotonic() - started) / 60)
     tell(1.0, f"written: {page}")
     return findings, page

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from diffusemble.evaluation.config import BenchConfig
+from diffusemble.evaluation.specs import choose_systems
 from diffusemble.evaluation.statistics import Interval
 from diffusemble.evaluation.studies.compare import best_expert, tally, title_of
 from diffusemble.evaluation.studies.config import StepsConfig
@@ -18,7 +20,8 @@ def run(config: StepsConfig, lab: Lab) -> Findings:
     systems = build_systems(lab.ensemble, guidance=config.guidance)
     experts = [system for system in systems if system.kind == "expert"]
     best = best_expert(lab.measure(experts, draw=False, span=(0, 0.1)))
-    compared = (*select(systems, (best.name,)), *select(systems, config.systems))
+    asked = BenchConfig(ensemble=config.ensemble, systems=config.systems, guidance=config.guidance)
+    compared = (*select(systems, (best.name,)), *choose_systems(asked, lab.ensemble).systems)
     drawn = lab.measure([at_steps(s, steps) for s in compared for steps in config.at], loss=False, span=(0.1, 1))
     rows: list[list[Cell]] = []
     curves: dict[str, list[float]] = {}

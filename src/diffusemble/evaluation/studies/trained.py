@@ -67,7 +67,8 @@ def train_variants(
         else:
             run = settings_of(variant, config, own)
             _trained(run, name, own, lab, (start, end))
-            found[name] = EnsembleDenoiser(own, load_aggregator(run.output / WEIGHTS)).eval()
+            aggregator = load_aggregator(run.output / WEIGHTS, dtype=lab.ensemble.dtype).to(lab.ensemble.device)
+            found[name] = EnsembleDenoiser(own, aggregator).eval()
     return found
 
 
