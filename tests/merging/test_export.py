@@ -3,12 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 from diffusemble.aggregators.recording import AttentionMaps, record_attention
+from diffusemble.app.cli import app
 from diffusemble.config import GenerateConfig
 from diffusemble.drawing import draw
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
 from diffusemble.evaluation.systems import Only
+from diffusemble.experts.load import load_experts
 from diffusemble.merging.blockwise import slots
 from diffusemble.merging.export import export_weights, mean_weights
 from diffusemble.merging.merged_expert import MergedExpert
@@ -37,8 +40,6 @@ def test_an_ensemble_that_hears_one_expert_exports_that_expert_bit_for_bit(make)
 
 @pytest.mark.parametrize("points", ["all", "last"])
 def test_the_mean_exports_equal_shares_whatever_it_aggregates(points):
-    from diffusemble.ensemble import build_aggregator
-
     own = experts()
     aggregator = build_aggregator("mean", [expert.denoiser for expert in own], points=points)
     for weights in export_weights(EnsembleDenoiser(own, aggregator), CONFIG):
@@ -73,18 +74,21 @@ def test_an_ensemble_without_maps_is_refused():
 
 
 def test_the_command_writes_a_recipe(tmp_path):
-    from typer.testing import CliRunner
-
-    from diffusemble.app.cli import app
-
+    for seed in range(2):
+        tiny_pipeline(seed).save_pretrained(tmp_path / f"expert{seed}")
+    own = load_experts([tmp_path / "expert0", tmp_path / "expert1"])
+    EnsembleDenoiser(own).save_pretrained(tmp_path / "ensemble")
     out = tmp_path / "recipe.yaml"
     flags = ["--out", str(out), "--merged", "models/one", "--set", "steps=1", "--set", "device=cpu"]
-    result = CliRunner().invoke(app, ["export", "zoo:topics", "tiger, noto style", *flags])
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "ensemble"), "a fox", *flags])
     assert result.exit_code == 0, result.output
     assert "diffusemble merge --config" in result.output
     read = yaml.safe_load(out.read_text())
-    assert (read["experts"], read["out"]) == (["zoo:people", "zoo:animals", "zoo:things"], "models/one")
-    assert [list(one) for one in read["blocks"]] == [list(slots("sd1"))] * 3
-    missing = CliRunner().invoke(app, ["export", "zoo:topics"])
-    assert missing.exit_code == 1
-    assert "there is no prompt" in missing.output
+    assert (read["experts"], read["out"]) == ([expert.source for expert in own], "models/one")
+    assert read["blocks"] == [dict.fromkeys(slots("sd1"), 0.5)] * 2
+
+
+def test_the_command_needs_something_to_draw():
+    result = CliRunner().invoke(app, ["export", "zoo:topics"])
+    assert result.exit_code == 2
+    assert "there is no prompt" in result.output

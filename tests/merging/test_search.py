@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -16,6 +17,8 @@ from diffusemble.drawing import build_scheduler
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import load_experts
 from diffusemble.merging.blockwise import slots
+from diffusemble.merging.config import MergeConfig
+from diffusemble.merging.merge import merge
 from diffusemble.merging.merged_expert import MergedExpert
 from diffusemble.merging.objective import DrawnScores
 from diffusemble.merging.search import search
@@ -163,6 +166,16 @@ def test_what_comes_out_is_a_recipe_and_a_picture(experts, tmp_path):
         assert tuple(written) == slots("sd1")
     with Image.open(picture) as image:
         assert min(image.size) > 300
+
+
+def test_merging_by_the_recipe_writes_the_model_that_the_search_scored(experts, tmp_path):
+    found = run(experts, **settings(tmp_path, merged=str(tmp_path / "model")))
+    recipe, _ = found.save()
+    merge(load_config(MergeConfig, recipe))
+    (written,) = load_experts([tmp_path / "model"])
+    scored = MergedExpert(experts[:2], found.weights).expert.denoiser.state_dict()
+    for key, tensor in written.denoiser.state_dict().items():
+        torch.testing.assert_close(tensor, scored[key])
 
 
 def test_the_folder_of_another_search_is_refused(experts, tmp_path):
