@@ -11,6 +11,7 @@ import typer
 
 from diffusemble.app import block_weights, study
 from diffusemble.app.merge import merge
+from diffusemble.app.report import report
 from diffusemble.app.terminal import Commands, hush_bars, out, progress_bar
 
 if TYPE_CHECKING:
@@ -155,21 +156,23 @@ def train(settings: Settings = None, config: Config = None) -> None:
 def evaluate(
     settings: Settings = None,
     config: Config = None,
-    protocol: Annotated[str | None, typer.Option(help="What to measure (zoo).")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="zoo, coco, drawbench, diffusiondb, journeydb or laion-coco.")
+    ] = None,
 ) -> None:
     """Measure an ensemble against its experts and the controls, and write the page of results."""
-    from diffusemble.evaluation.config import EvaluateConfig
-    from diffusemble.settings import load_config
+    from diffusemble.evaluation.protocols import load_evaluation
 
-    run = load_config(EvaluateConfig, config, settings or (), **_given(protocol=protocol))
+    run = load_evaluation(protocol, config, settings or ())
     with progress_bar("starting") as tell:
-        from diffusemble.evaluation.benchmark import evaluate as measure
+        from diffusemble.evaluation.runs import measure
 
         hush_bars()
         measure(run, tell)
     out().print(f"results  {run.report}", markup=False)
 
 
+app.command()(report)
 app.command()(merge)
 app.command()(block_weights.search)
 app.command()(block_weights.export)

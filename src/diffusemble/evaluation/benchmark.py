@@ -46,12 +46,14 @@ class Prepared:
         systems: what is compared, with the run's sampler.
         store: where scores are kept.
         notes: versions and machine.
+        identity: what the scores depend on.
     """
 
     ensemble: EnsembleDenoiser
     systems: tuple[System, ...]
     store: Store
     notes: Mapping[str, Any]
+    identity: Mapping[str, Any]
 
 
 def evaluate(config: EvaluateConfig, tell: Tell = lambda share, what: None) -> Results:
@@ -104,12 +106,13 @@ def prepare(config: BenchConfig, shards: Shards, data: Mapping[str, Any]) -> Pre
     for system in chosen.systems:
         system.pipeline.scheduler = build_scheduler(config.scheduler, system.pipeline.scheduler.config)
     notes = machine_notes(ensemble)
-    store = Store(Path(config.out), {**identity(config, ensemble), **data, "dtype": str(dtype)}, notes)
+    depends = {**identity(config, ensemble), **data, "dtype": str(dtype)}
+    store = Store(Path(config.out), depends, notes)
     for name, stamp in chosen.stamps.items():
         store.note(f"{SYSTEMS}/stamps/{name}", {}, {"made of": stamp})
     if shards.main:
         (Path(config.out) / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
-    return Prepared(ensemble, chosen.systems, store, notes)
+    return Prepared(ensemble, chosen.systems, store, notes, depends)
 
 
 def identity(config: BenchConfig, ensemble: EnsembleDenoiser) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusemble.evaluation.picture_scores import PictureScores
 from diffusemble.evaluation.pictures import Row
 from diffusemble.evaluation.stored import Array, Scores
 
@@ -46,4 +47,19 @@ def zoo_table(scores: Scores, times: Sequence[int]) -> LongTable:
                 add((name, kind, split), rows, ("loss", time), scores.losses[split][name][:, at])
         for score, values in scores.drawn[name].scores.items():
             add((name, kind, "drawn"), scores.jobs, (score, None), values)
+    return LongTable(columns)
+
+
+def picture_table(scores: PictureScores) -> LongTable:
+    """Scores of every drawn picture."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("system", "kind", "number", "prompt", "category", "repeat", "score", "value")
+    }
+    for metric, found in scores.images.items():
+        for name, _, kind in scores.systems:
+            for job, value in zip(scores.jobs, found[name].tolist(), strict=True):
+                prompt = scores.prompts[job.prompt]
+                line = (name, kind, job.number, prompt.text, prompt.category, job.repeat, metric, value)
+                for column, cell in zip(columns.values(), line, strict=True):
+                    column.append(cell)
     return LongTable(columns)

@@ -65,24 +65,39 @@ class Store:
             )
         return _read(self.folder / f"{key}.npz")
 
+    def joined(self, key: str) -> Arrays:
+        """The pieces ``key-00000``, ``key-00057``, ... in order, as far as they are there."""
+        parts: list[Arrays] = []
+        held = 0
+        for start, file in self._pieces(key):
+            if start == held:  # a gap ends what is there
+                parts.append(_read(file))
+                held += max(len(array) for array in parts[-1].values())
+        return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+
+    def rows(self, key: str) -> int:
+        """How many rows ``joined`` has."""
+        return max((len(array) for array in self.joined(key).values()), default=0)
+
     def join(self, key: str, count: int) -> Arrays:
-        """The pieces ``key-00000``, ``key-00057``, ... in order, one after the other.
+        """The same, as far as ``count`` rows.
 
         Raises:
-            ValueError: they do not add up to ``count`` rows.
+            ValueError: they do not reach ``count`` rows.
         """
-        home = (self.folder / key).parent
-        pattern = re.compile(re.escape(Path(key).name) + r"-(\d{5,})\.npz")
-        found = {int(match[1]): file for file in home.glob("*.npz") if (match := pattern.fullmatch(file.name))}
-        parts = [_read(found[start]) for start in sorted(found)]
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
-        held = max((len(array) for array in joined.values()), default=0)
-        if held != count or not joined:
+        found = self.joined(key)
+        held = max((len(array) for array in found.values()), default=0)
+        if held < count or not found:
             raise ValueError(
                 f"{self.folder} holds {held} of the {count} rows of {key}. Run `diffusemble evaluate` again with "
                 f"out={self.folder}: it goes on where it stopped."
             )
-        return joined
+        return {name: array[:count] for name, array in found.items()}
+
+    def _pieces(self, key: str) -> list[tuple[int, Path]]:
+        pattern = re.compile(re.escape(Path(key).name) + r"-(\d{5,})\.npz")
+        files = (self.folder / key).parent.glob("*.npz")
+        return sorted((int(match[1]), file) for file in files if (match := pattern.fullmatch(file.name)))
 
     def note(self, key: str, values: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> None:
         """Keep ``values`` as JSON under ``key``; ``fixed`` beside them must stay what it was.

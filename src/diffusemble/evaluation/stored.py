@@ -104,13 +104,15 @@ class Layout:
 
 
 def read_scores(store: Store, names: Sequence[str] = ()) -> Scores:
-    """Everything that is kept of these systems; of all that were measured, if no names are given.
+    """Everything that is kept of these systems; of all that were measured to the end, if no names are given.
 
     Raises:
         ValueError: a system was not measured, or not to the end; the message says which.
     """
     layout = Layout.read(store)
-    systems = measured(store, names)
+    systems = tuple(one for one in measured(store, names) if names or store.has(f"scores/{one[0]}"))
+    if not systems:
+        raise ValueError(f"{store.folder} holds no system that was measured to the end. Run `diffusemble evaluate`.")
     drawn = {name: _drawn(store, name, len(layout.jobs)) for name, _, _ in systems}
     drawn |= {name: _drawn(store, name, len(layout.jobs)) for name in (REAL, DECODED)}
     learned = any(name == "ensemble" for name, _, _ in systems)
