@@ -84,11 +84,9 @@ def test_set_metrics_tell_a_set_from_a_worse_one(name: str, weights: Path, image
         assert near >= 1
 
 
-@pytest.mark.parametrize("name", [name for name in METRICS if name.split("-")[-1] not in ("probe", "match")])
+@pytest.mark.parametrize("name", [name for name in METRICS if not name.endswith(("net", "probe", "match"))])
 def test_missing_weights_are_explained(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    if name.endswith("net"):  # its weights come as a package, which is installed here
-        return
     with pytest.raises(FileNotFoundError, match=rf"needs the weights .*({tmp_path}|hf download|Download)"):
         load_metric(name, tmp_path)
 
