@@ -27,7 +27,7 @@ class Size:
     config: Mapping[str, Any]
     side: int
     tokens: int
-    presets: tuple[str, ...] = ("paper", "lite", "small")
+    presets: tuple[str, ...] = ("paper", "lite", "lite-pooled", "small")
 
 
 def zoo_size() -> Size:

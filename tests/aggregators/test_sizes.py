@@ -42,7 +42,7 @@ def test_paper_preset_has_the_published_sizes(size: str, n: int, millions: float
     assert round(parameters(aggregator(size, n, preset="paper")) / 1e6, 3) == millions
 
 
-@pytest.mark.parametrize(("preset", "millions"), [("lite", 32.8), ("small", 12.5)])
+@pytest.mark.parametrize(("preset", "millions"), [("lite", 32.8), ("lite-pooled", 32.8), ("small", 12.5)])
 def test_smaller_presets(preset: str, millions: float):
     assert round(parameters(aggregator("sd15", 3, preset=preset)) / 1e6, 1) == millions
 
@@ -95,7 +95,7 @@ def test_the_published_cost_of_a_picture_leaves_attention_out():
     assert picture / 1e12 == pytest.approx(70.24, abs=0.1)
 
 
-@pytest.mark.parametrize(("preset", "share"), [("paper", 26.0), ("lite", 15.0), ("small", 6.3)])
+@pytest.mark.parametrize(("preset", "share"), [("paper", 26.0), ("lite", 15.0), ("lite-pooled", 5.7), ("small", 6.3)])
 def test_share_of_sabw_in_one_forward(preset: str, share: float):
     extra = costs()[f"ensemble, SABW {preset}"].total - costs()["3 in sequence"].total
     assert 100 * extra / costs()["one U-Net"].total == pytest.approx(share, abs=0.5)
