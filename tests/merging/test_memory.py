@@ -1,0 +1,50 @@
+"""Memory of a merge, measured in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+SIZE, TENSORS = 60, 28  # MiB of a model; in SD 1.5 the largest tensor is 1/28 of the model, too
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+import psutil, torch
+from safetensors.torch import load_file, save_file
+from diffusemble.merging.config import MergeConfig
+from diffusemble.merging.merge import merge
+from diffusemble.merging.methods import weighted_average
+
+folder, size, tensors = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+files = []
+for seed in range(7):
+    torch.manual_seed(seed)
+    files.append(str(folder / f"{seed}.safetensors"))
+    save_file({f"{i}": torch.randn(size * 2**18 // tensors) for i in range(tensors)}, files[-1])
+*experts, base = files
+
+def grown(work):
+    before = psutil.Process().memory_info().rss
+    work()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(round((peak - before) / 2**20))
+
+def merged(count, method, **more):
+    out = str(folder / f"{method}{count}.safetensors")
+    grown(lambda: merge(MergeConfig(experts=experts[:count], method=method, out=out, **more)))
+
+merged(2, "weighted")
+merged(6, "weighted")
+merged(6, "ties", base=base)
+merged(2, "cosine")
+grown(lambda: weighted_average([load_file(file) for file in experts[:2]]))
+"""
+
+
+def test_memory_stays_below_one_and_a_half_models_for_any_number(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(SIZE), str(TENSORS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *streamed, at_once = map(int, done.stdout.split())
+    assert len(streamed) == 4
+    assert max(streamed) < 1.5 * SIZE, streamed
+    assert at_once > 1.5 * SIZE  # what the bound is there to notice
