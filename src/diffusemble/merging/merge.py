@@ -145,7 +145,7 @@ class _Job:
             return part.experts[0].read(key)
         exact = self.method.merge(part.tensors(key), self.amounts(part.full(key)))
         merged = exact.to(form.dtype)
-        if not merged.isfinite().all() and exact.isfinite().all():
+        if not merged.float().isfinite().all() and exact.isfinite().all():
             raise ValueError(
                 f"{part.full(key)!r} has values up to {float(exact.abs().max()):.3g} after merging, which {form.dtype} "
                 f"cannot hold. Choose a wider type: dtype=bfloat16 or dtype=float32."

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+import torch
 from torch import Tensor
 
 from diffusemble.merging.blockwise import block_ratios, complement, family_of, parse_weights, slot_of
@@ -18,11 +19,12 @@ Amounts = Callable[[str], Sequence[float]]
 
 
 class Reading(Sequence[Tensor]):
-    """One tensor of every model, in float64, read each time it is asked for."""
+    """One tensor of every model, in one number type, read each time it is asked for."""
 
-    def __init__(self, models: Sequence[Weights], key: str) -> None:
+    def __init__(self, models: Sequence[Weights], key: str, dtype: torch.dtype) -> None:
         self._models = models
         self._key = key
+        self._dtype = dtype
 
     def __len__(self) -> int:
         return len(self._models)
@@ -35,8 +37,8 @@ class Reading(Sequence[Tensor]):
 
     def __getitem__(self, place: int | slice) -> Tensor | Reading:
         if isinstance(place, slice):
-            return Reading(self._models[place], self._key)
-        return self._models[place].read(self._key).double()
+            return Reading(self._models[place], self._key, self._dtype)
+        return self._models[place].read(self._key).to(self._dtype)
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,12 @@ class Part:
         return f"{self.name}.{key}" if self.name else key
 
     def tensors(self, key: str) -> Tensors:
-        """A tensor of all models."""
-        base = None if self.base is None else self.base.read(key).double()
-        return Tensors(self.full(key), Reading(self.experts, key), base)
+        """A tensor of all models, in twice their precision: what is copied comes out bit for bit."""
+        models = self.experts if self.base is None else (*self.experts, self.base)
+        wide = any(model.forms[key].dtype.itemsize >= torch.float32.itemsize for model in models)
+        dtype = torch.float64 if wide else torch.float32
+        base = None if self.base is None else self.base.read(key).to(dtype)
+        return Tensors(self.full(key), Reading(self.experts, key, dtype), base)
 
     def fractions(self) -> Iterator[Tensors]:
         """All that can be merged, one after the other: tensors of counts are not."""

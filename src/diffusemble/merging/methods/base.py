@@ -13,7 +13,7 @@ from diffusemble.config import Schema
 
 @dataclass(frozen=True)
 class Tensors:
-    """One tensor as every model has it, in one shape and in float64.
+    """One tensor as every model has it, in one shape and one number type that is wider than the models' own.
 
     Attributes:
         key: its name.
@@ -77,7 +77,7 @@ class Method:
         return self
 
     def merge(self, tensors: Tensors, amounts: Sequence[float]) -> Tensor:
-        """The merged tensor, in float64."""
+        """The merged tensor, in the number type of those given."""
         raise NotImplementedError
 
 

@@ -25,7 +25,8 @@ class CosineOptions(Schema):
     """Options of cosine merging.
 
     Attributes:
-        ratio: how far the balance moves towards the second expert; at 1 all is the second's.
+        ratio: how far the balance moves towards the second expert; at 1 all is the second's, but for the columns that
+            are more alike than 99 in 100.
     """
 
     ratio: float = 0.0
@@ -71,7 +72,7 @@ def cosine(
     alike = similarity(first, second)
     relative = (alike - found.low) / spread if spread > 0 else torch.ones_like(alike)
     keep = (relative - ratio).clamp_(0, 1)
-    return second + keep * (first - second)
+    return (first - second).mul_(keep).add_(second)
 
 
 def similarity(first: Float[Tensor, "*size"], second: Float[Tensor, "*size"]) -> Tensor:
