@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,21 @@ def comparison(
             row += [float(one.scores[metric].mean()), gaps.get(name)]
     caption = f"Differences are paired, to {reference.title}. Losses are better when lower, scores when higher."
     return Table("comparison", caption, head, rows)
+
+
+def score_head(metrics: Sequence[str], references: Sequence[str]) -> list[str]:
+    """Titles of ``score_cells``."""
+    parts = [(title_of(metric), *(f"{metric}, to {name}" for name in references)) for metric in metrics]
+    return [title for part in parts for title in part]
+
+
+def score_cells(own: Measured, references: Sequence[Measured], lab: Lab) -> list[Cell]:
+    """For every metric the mean score, and its paired difference to each reference but itself."""
+    cells: list[Cell] = []
+    for metric, scores in own.scores.items():
+        cells.append(float(scores.mean()))
+        cells += [None if own is one else lab.gap(scores, one.scores[metric], lab.jobs) for one in references]
+    return cells
 
 
 def title_of(metric: str) -> str:

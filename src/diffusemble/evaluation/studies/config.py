@@ -67,7 +67,7 @@ class ExpertsConfig(StudyConfig):
     ensembles: Texts = ("zoo:two", "zoo:topics", "zoo:four", "zoo:five", "zoo:six")
     at: Counts = (50, 40, 30, 20, 10)
     systems: Names = ("weight-average", "noise-average")
-    images: Count = 24
+    images: Count = 20
 
 
 class StepsConfig(StudyConfig):
@@ -78,7 +78,7 @@ class StepsConfig(StudyConfig):
         SystemConfig(name=name)
         for name in ("weight-average", "noise-average", "block-average", "magicfusion", "ensemble")
     )
-    images: Count = 36
+    images: Count = 60
 
 
 class TrainedConfig(StudyConfig):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from diffusemble.evaluation.statistics import Interval
-from diffusemble.evaluation.studies.compare import best_expert, loss_gaps, tally, title_of
+from diffusemble.evaluation.studies.compare import best_expert, loss_gaps, score_cells, score_head, tally, title_of
 from diffusemble.evaluation.studies.config import ExpertsConfig
 from diffusemble.evaluation.studies.findings import Findings
-from diffusemble.evaluation.studies.lab import Lab, Measured
+from diffusemble.evaluation.studies.lab import Lab
 from diffusemble.evaluation.studies.plots import lines
 from diffusemble.evaluation.systems import LEARNED, System, build_systems, select
 from diffusemble.evaluation.tables import Cell, Table
@@ -34,7 +33,7 @@ def run(config: ExpertsConfig, lab: Lab) -> Findings:
         span = number / len(config.ensembles), (number + 1) / len(config.ensembles)
         _measure(source, config, lab, found, span)
     metric = title_of(config.metrics[0])
-    head = ("experts", "system", "steps", *(t for m in config.metrics for t in (title_of(m), f"difference in {m}")))
+    head = ("experts", "system", "steps", *score_head(config.metrics, ["the best expert"]))
     alone = "the best expert alone, at the same steps"
     tables = (
         Table(
@@ -66,26 +65,16 @@ def _measure(source: str, config: ExpertsConfig, lab: Lab, into: Tables, span: t
     measured = lab.measure((*experts, *compared), draw=False, span=(span[0], middle))
     best, n = best_expert(measured), len(experts)
     gaps = loss_gaps(measured, best, lab)
-    into.losses += [
-        [n, s.title, measured[s.name].loss, gaps.get(s.name)] for s in (*select(systems, (best.name,)), *compared)
-    ]
     rows = (*select(systems, (best.name,)), *compared)
+    into.losses += [[n, s.title, measured[s.name].loss, gaps.get(s.name)] for s in rows]
     drawn = lab.measure([at_steps(s, steps) for s in rows for steps in config.at], loss=False, span=(middle, span[1]))
+    metric = config.metrics[0]
     for system in rows:
         for steps in config.at:
             own, alone = drawn[f"{system.name}-{steps}"], drawn[f"{best.name}-{steps}"]
-            into.scores.append([n, system.title, steps, *_cells(own, alone, lab)])
-            metric = config.metrics[0]
+            into.scores.append([n, system.title, steps, *score_cells(own, [alone], lab)])
             if system.name == LEARNED:
                 into.ours[f"{n} at {steps}"] = lab.gap(own.scores[metric], alone.scores[metric], lab.jobs)
             if system.name in (LEARNED, best.name):
                 name = f"{n} experts" if system.name == LEARNED else f"best of {n} alone"
                 into.curves.setdefault(name, []).append(float(own.scores[metric].mean()))
-
-
-def _cells(own: Measured, alone: Measured, lab: Lab) -> Sequence[Cell]:
-    cells: list[Cell] = []
-    for metric, values in own.scores.items():
-        gap = None if own is alone else lab.gap(values, alone.scores[metric], lab.jobs)
-        cells += [float(values.mean()), gap]
-    return cells

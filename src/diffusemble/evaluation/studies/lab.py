@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ class Lab:
 
         mark = digest_of(system.pipeline)
         parts = [
-            self.keep(f"losses/{system.name}", [mark, settings, held.keys[part]], lambda part=part: piece(part))  # type: ignore[misc]
+            self.keep(f"losses/{system.name}", [mark, settings, held.keys[part]], partial(piece, part))
             for part in self.parts(len(held))
         ]
         return np.concatenate([part["losses"] for part in parts])
@@ -161,14 +161,10 @@ class Lab:
             return {"images": to_bytes(system.draw(texts, numbers, config.seed, **given))}
 
         mark = [digest_of(system.pipeline), config.seed, {key: str(value) for key, value in settings.items()}]
-        parts = [
-            self.keep(
-                f"images/{system.name}",
-                [*mark, part.start, [job.text for job in self.jobs[part]]],
-                lambda part=part: piece(part),  # type: ignore[misc]
-            )
-            for part in self.parts(len(self.jobs))
-        ]
+        parts = []
+        for part in self.parts(len(self.jobs)):
+            texts = [job.text for job in self.jobs[part]]
+            parts.append(self.keep(f"images/{system.name}", [*mark, part.start, texts], partial(piece, part)))
         return np.concatenate([part["images"] for part in parts])
 
     def scores(self, system: System, images: Array) -> dict[str, Array]:
@@ -177,20 +173,14 @@ class Lab:
 
         def made(metric: str) -> Arrays:
             real = read_images(self.folder, self.jobs)
-            found = torch.cat(
-                [
-                    score(self.scorer(metric), from_bytes(images[part]), texts[part], real[part])
-                    for part in self.parts(len(texts))
-                ]
-            )
-            return {"scores": found.float().numpy()}
+            scorer, drawings = self.scorer(metric), from_bytes(images)
+            found = [score(scorer, drawings[part], texts[part], real[part]) for part in self.parts(len(texts))]
+            return {"scores": torch.cat(found).float().numpy()}
 
-        return {
-            metric: self.keep(f"scores/{metric}/{system.name}", [drawn, texts], lambda metric=metric: made(metric))[  # type: ignore[misc]
-                "scores"
-            ]
-            for metric in self.config.metrics
-        }
+        found = {}
+        for metric in self.config.metrics:
+            found[metric] = self.keep(f"scores/{metric}/{system.name}", [drawn, texts], partial(made, metric))["scores"]
+        return found
 
     def scorer(self, metric: str) -> Any:
         """A metric of single pictures, loaded once.

@@ -11,7 +11,6 @@ from diffusemble.evaluation.studies.lab import Lab
 from diffusemble.evaluation.studies.plots import scatter
 from diffusemble.evaluation.studies.trained import Variant, as_systems, train_variants
 from diffusemble.evaluation.systems import System, build_systems
-from diffusemble.evaluation.tables import Cell
 
 FULL, SWITCH = "full", "timestep-switch"
 VARIANTS = {
@@ -33,19 +32,18 @@ def run(config: TrainedConfig, lab: Lab) -> Findings:
         *(system for system in build_systems(lab.ensemble) if system.kind == "expert"),
     )
     measured = lab.measure(systems, span=(0.8, 1))
-    operations = {name: describe(ensemble).ensemble_flops / 1e9 for name, ensemble in together.items()}
-    alone = describe(lab.ensemble).expert_flops / 1e9
-    flops: dict[str, Cell] = {name: operations.get(name, alone) for name in measured}
+    flops = dict.fromkeys(measured, describe(lab.ensemble).expert_flops / 1e9)
+    flops |= {name: describe(ensemble).ensemble_flops / 1e9 for name, ensemble in together.items()}
     full, best = measured[FULL], best_expert(measured)
     gaps = loss_gaps(measured, full, lab)
     others = [
         f"{one.title} {in_words(gaps[name])}" for name, one in measured.items() if name in together and name != FULL
     ]
-    dots = {one.title: (float(flops[name] or 0), one.loss) for name, one in measured.items()}  # type: ignore[arg-type]
+    dots = {one.title: (flops[name], one.loss) for name, one in measured.items()}
     return Findings(
         f"{said(full, best, lab.gap(full.losses, best.losses, lab.rows))} Differences of the held-out loss ×1000 to "
         f"it: {joined(others)}.",
-        (comparison(measured, full, lab, {"GFLOP of a step": flops}),),
+        (comparison(measured, full, lab, {"GFLOP of a step": dict(flops)}),),
         {"mixtures.png": scatter(dots, ("GFLOP of a step", "held-out loss ×1000"))},
         {"held-out pictures": len(lab.rows), "captions drawn": len(lab.jobs)},
     )
