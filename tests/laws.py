@@ -1,4 +1,4 @@
-"""What every aggregator must satisfy; each law takes a name in ``CASES``.
+"""What every aggregator must satisfy; each law takes a name in ``law_cases.CASES``.
 
 Sizes are pairwise different (2 images, 3 experts, 7 tokens, 9 x 13 latents of 4 channels, widths 8/16/24/40), so that a
 swapped axis cannot pass.
@@ -6,7 +6,7 @@ swapped axis cannot pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,32 +18,11 @@ from torch import Tensor, nn
 from diffusemble import EnsembleDenoiser, build_aggregator, pack_text, record_attention
 from diffusemble.aggregators import load_aggregator, save_aggregator
 from diffusemble.aggregators.base import Aggregator
+from law_cases import CASES, GUIDED, ONLY_LAST
 from tiny import randomised, tiny_unet
 
 IMAGES, EXPERTS, TOKENS, TEXT = 2, 3, 7, 20
 LATENTS = (4, 9, 13)
-TINY = {"preset": "tiny"}
-CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "sabw": ("sabw", TINY),
-    "sabw without space": ("sabw", {**TINY, "spatial": False}),
-    "sabw without time": ("sabw", {**TINY, "time": False}),
-    "sabw without text": ("sabw", {**TINY, "text": False}),
-    "sabw with pooled tokens": ("sabw", {**TINY, "pool": 2, "pool_from": 3}),
-    "mean": ("mean", {}),
-    "magicfusion": ("magicfusion", {}),
-}
-"""What the laws run on, by name: a row of the table and options that make it tiny or take something from it."""
-GUIDED = {"magicfusion"}
-"""Rows that need the two halves of guidance: the same latents twice, with different texts."""
-ONLY_LAST = {"magicfusion"}
-"""Rows that aggregate nothing but predictions."""
-EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
-    "magicfusion": {
-        "training_starts_from_the_block_wise_mean": "it has nothing to learn and no features to average",
-        "aggregating_last_is_noise_averaging": "at every place it takes one expert's noise and never an average",
-    }
-}
-"""Laws that cannot hold for a row, and why."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import pytest
 
 from diffusemble.aggregators.base import Aggregator
 from diffusemble.registry import AGGREGATORS
-from laws import CASES, EXCEPTIONS, LAWS, what_is_saved_is_loaded
+from law_cases import CASES, EXCEPTIONS
+from laws import LAWS, what_is_saved_is_loaded
 
 HOLDS = [(law, name) for law in LAWS for name in CASES if law.__name__ not in EXCEPTIONS.get(name, {})]
 FAILS = [(law, name) for law in LAWS for name in CASES if law.__name__ in EXCEPTIONS.get(name, {})]
