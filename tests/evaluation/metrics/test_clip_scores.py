@@ -1,12 +1,14 @@
 """CLIP and the scores on it: cosines, scales, names of weights."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from diffusemble.evaluation.metrics.aesthetic import Aesthetic, LinearStack
-from diffusemble.evaluation.metrics.clip import Clip, ClipFeatures, ClipI, ClipT
+from diffusemble.evaluation.metrics.clip import CLIP_L, Clip, ClipFeatures, ClipI, ClipT
 from diffusemble.evaluation.metrics.open_clip import VIT_H_14, transformers_keys
 from diffusemble.evaluation.metrics.pixels import CLIP_MEAN, CLIP_STD
 from diffusemble.evaluation.metrics.preference import HPSv2, PickScore
@@ -53,6 +55,15 @@ def test_a_picture_is_like_itself_and_sizes_may_differ(clip, images):
     assert (other < 1).all()
     with pytest.raises(ValueError, match="got 3 pictures and 2 real ones"):
         score(images, images[:2])
+
+
+def test_weights_stored_in_half_precision_are_scored_in_float32(tmp_path: Path, clip, images):
+    folder = tmp_path / CLIP_L.name
+    tiny_clip().half().save_pretrained(folder)
+    tiny_tokenizer(20).save_pretrained(folder)
+    loaded = ClipT.load(tmp_path)
+    assert loaded.clip.model.dtype == torch.float32
+    torch.testing.assert_close(loaded(images, PROMPTS), ClipT(clip)(images, PROMPTS), rtol=1e-2, atol=1e-2)
 
 
 def test_a_prompt_does_not_depend_on_its_neighbours_or_on_what_is_cut_off(clip):

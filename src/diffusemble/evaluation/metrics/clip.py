@@ -49,8 +49,8 @@ class Clip:
 
     @classmethod
     def around(cls, model: Any, tokenizer: Any, device: Device = "cpu") -> Clip:
-        """A model in memory, frozen and moved to the device, at its own resolution."""
-        frozen = model.requires_grad_(False).eval().to(device)
+        """A model in memory, frozen and moved to the device in float32, at its own resolution."""
+        frozen = model.requires_grad_(False).eval().to(device, torch.float32)
         return cls(frozen, tokenizer, Preparation(model.config.vision_config.image_size), device)
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ class Dinov2:
     """
 
     def __init__(self, model: Any, device: Device = "cpu", size: int = SIZE) -> None:
-        self.model = model.requires_grad_(False).eval().to(device)
+        self.model = model.requires_grad_(False).eval().to(device, torch.float32)
         self.device = device
         self.prepare = Preparation(size, IMAGENET_MEAN, IMAGENET_STD, fit="stretch")
 
