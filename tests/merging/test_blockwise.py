@@ -136,6 +136,14 @@ def test_families_are_told_by_their_tensors():
         family_of(["quant_conv.weight"])
 
 
+def test_a_denoiser_with_other_blocks_has_no_family():
+    levels = {"block_out_channels": (16, 16)}
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    for unet in (tiny_unet(**levels, **kinds), tiny_unet(layers_per_block=1)):
+        with pytest.raises(ValueError, match="need a whole denoiser with the blocks of SD 1"):
+            family_of(unet.state_dict())
+
+
 def test_a_tensor_beyond_the_family_is_named():
     with pytest.raises(ValueError, match=r"'down_blocks\.3\.resnets.0.conv1.weight' would be in slot IN10, but 'sdxl'"):
         slot_of("down_blocks.3.resnets.0.conv1.weight", "sdxl")

@@ -26,7 +26,8 @@ def search(settings: Settings = None, config: Config = None) -> None:
         found = climb(run, tell)
         recipe, picture = found.save()
     out().print(
-        f"score    {found.score:.4f}, {found.trials[0].score:.4f} at the start; {found.tried} trials", markup=False
+        f"score    {found.score:.4f}, {found.trials[0].score:.4f} at the start; {len(found.trials)} trials",
+        markup=False,
     )
     out().print(f"recipe   {recipe}\npicture  {picture}\nmerge:   diffusemble merge --config {recipe}", markup=False)
 

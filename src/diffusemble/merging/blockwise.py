@@ -83,7 +83,7 @@ def family_of(keys: Iterable[str]) -> str:
     """Family of a denoiser or a whole checkpoint, by its tensors' names (``sd1`` for SD 2.x, which has the same slots).
 
     Raises:
-        ValueError: no tensor belongs to a denoiser with slots.
+        ValueError: these are not all slots of a family, and no others.
     """
     short = {_PREFIX.sub("", key) for key in keys}
     if any(_FLUX_BLOCK.match(key) for key in short):
@@ -91,11 +91,11 @@ def family_of(keys: Iterable[str]) -> str:
     for family in ("sdxl", "sd1"):
         last = PER_LEVEL * LEVELS[family] - 1
         found = {_unet_slot(key, last) for key in short} - {None}
-        if MIDDLE in found and found <= set(slots(family)):
+        if found == set(slots(family)) - {BASE}:
             return family
     raise ValueError(
-        f"Block weights need the denoiser of SD 1.x, SD 2.x, SDXL or FLUX; among {len(short)} tensors "
-        f"({', '.join(sorted(short)[:2])}, ...) there is none. Give a whole checkpoint, a U-Net or a transformer."
+        f"Block weights need a whole denoiser with the blocks of SD 1.x, SD 2.x, SDXL or FLUX; among {len(short)} "
+        f"tensors ({', '.join(sorted(short)[:2])}, ...) there is none. Give a whole checkpoint of one of these."
     )
 
 

@@ -36,8 +36,7 @@ class Found:
         experts: names, in order.
         sources: where they were loaded from.
         shares: the best, by slot.
-        trials: in the order of the search, the start first. What two steps asked for is listed twice.
-        tried: how many different ones there were.
+        trials: in the order of the search, the start first; what two steps ask for is one trial.
     """
 
     config: SearchConfig
@@ -45,7 +44,6 @@ class Found:
     sources: tuple[str, ...]
     shares: Shares
     trials: tuple[Trial, ...]
-    tried: int
 
     @property
     def weights(self) -> tuple[Mapping[str, float], ...]:
@@ -91,7 +89,7 @@ def search(
         raise ValueError(f"A search merges two experts or more; got {len(experts)}. Give more experts.")
     merged = MergedExpert(experts)
     start = _start(config, len(experts), merged.family)
-    order = axes(merged.differing(), len(experts), config.pairs)
+    order = axes(_searched(merged, experts), len(experts), config.pairs)
     objective = build_objective(config, experts[0].components.get("vae"))
     log = TrialLog(Path(config.out) / LOG, _identity(config, experts))
     bench = _Bench(
@@ -104,7 +102,7 @@ def search(
     shares, score = climb(start, order, line, bench.evaluate, config.passes)
     tell(1.0, f"best score {score:.4f}")
     names, sources = (expert.name for expert in experts), (str(expert.source) for expert in experts)
-    return Found(config, tuple(names), tuple(sources), shares, tuple(bench.trials), len(log))
+    return Found(config, tuple(names), tuple(sources), shares, tuple(bench.trials.values()))
 
 
 class _Bench:
@@ -122,7 +120,7 @@ class _Bench:
         self.pipeline = merged.pipeline()
         self.pipeline.scheduler = build_scheduler(config.scheduler, self.pipeline.scheduler.config)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.trials: list[Trial] = []
+        self.trials: dict[tuple[tuple[float, ...], ...], Trial] = {}
 
     def evaluate(self, shares: Shares, step: Step) -> float:
         """Score of shares; higher is better."""
@@ -132,9 +130,9 @@ class _Bench:
             with torch.no_grad():
                 scores = tuple(self.objective(self.pipeline).tolist())
             self.log.add(shares, step, scores)
-        self.trials.append(Trial(step, scores, mean(scores)))
-        self.tell(max(trial.score for trial in self.trials))
-        return self.trials[-1].score
+        trial = self.trials.setdefault(tuple(shares.values()), Trial(step, scores, mean(scores)))
+        self.tell(max(one.score for one in self.trials.values()))
+        return trial.score
 
 
 def _telling(tell: Tell, most: int) -> Callable[[float], None]:
@@ -145,6 +143,16 @@ def _telling(tell: Tell, most: int) -> Callable[[float], None]:
 def _load(config: SearchConfig) -> tuple[Expert, ...]:
     device, dtype = placement(config.device, config.dtype)
     return load_experts(config.experts, dtype=dtype, device=device, base=config.base)
+
+
+def _searched(merged: MergedExpert, experts: Sequence[Expert]) -> tuple[str, ...]:
+    found = merged.differing()
+    if not found:
+        names = ", ".join(expert.name for expert in experts)
+        raise ValueError(
+            f"A search needs experts that differ, but all tensors of {names} are equal. Give other experts."
+        )
+    return found
 
 
 def _start(config: SearchConfig, count: int, family: str) -> Shares:
