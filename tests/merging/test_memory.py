@@ -32,6 +32,10 @@ def merged(count, method, **more):
     out = str(folder / f"{method}{count}.safetensors")
     grown(lambda: merge(MergeConfig(experts=experts[:count], method=method, out=out, **more)))
 
+small = [str(folder / f"small{seed}.safetensors") for seed in range(2)]
+for file in small:
+    save_file({"0": torch.zeros(1)}, file)
+merge(MergeConfig(experts=small, out=str(folder / "small.safetensors")))  # what is imported on first use
 merged(2, "weighted")
 merged(6, "weighted")
 merged(6, "ties", base=base)

@@ -176,9 +176,11 @@ def test_an_interrupted_merge_leaves_nothing(files, tmp_path):
 
     left = tmp_path / ".out.safetensors.4321.partial"  # by a process that was killed
     left.write_bytes(b"half")
+    others = tmp_path / ".out.safetensors.old.4321.partial"  # of another result
+    others.write_bytes(b"half")
     with pytest.raises(KeyboardInterrupt):
         merge(MergeConfig(experts=files, out=str(tmp_path / "out.safetensors")), interrupt)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [others.name, "a.safetensors", "b.safetensors"]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 # Entries of a denoiser's configuration that may differ between experts of one ensemble.
-_FREE_CONFIG = {"sample_size", "upcast_attention", "use_linear_projection", "attention_type"}
+FREE_CONFIG = {"sample_size", "upcast_attention", "use_linear_projection", "attention_type"}
 _SCHEDULE = (
     "prediction_type",
     "num_train_timesteps",
@@ -97,7 +97,7 @@ def _properties(expert: Expert, first: Expert) -> Iterator[tuple[str, Any, Any]]
     mine, other = _config(expert.denoiser), _config(first.denoiser)
     # Files in the wild carry entries of training scripts; only the constructor's own describe the architecture.
     for key in inspect.signature(type(first.denoiser)).parameters:
-        if key not in _FREE_CONFIG:
+        if key not in FREE_CONFIG:
             yield f"denoiser {key}", _plain(mine.get(key)), _plain(other.get(key))
     for part, describe in (("scheduler", _schedule), ("vae", _latents), *((part, _tokens) for part in _TOKENIZERS)):
         if part in expert.components and part in first.components:

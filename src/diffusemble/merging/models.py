@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from diffusemble.experts.checksums import DENOISERS, WEIGHTS, read_index, sha256, weight_files
+from diffusemble.experts.expert import FREE_CONFIG
 from diffusemble.experts.folder import locate
 from diffusemble.experts.sources import Source
 from diffusemble.merging.tensor_files import Form, TensorFile
@@ -18,8 +19,6 @@ from diffusemble.merging.tensor_files import Form, TensorFile
 WHOLE = ""
 """The one part of a model that is a single file."""
 _LDM = "model.diffusion_model."
-# What a configuration says beside the architecture.
-_FREE = {"sample_size", "upcast_attention", "use_linear_projection", "attention_type"}
 
 
 class Weights:
@@ -154,7 +153,7 @@ def _properties(model: Model) -> Iterator[tuple[str, dict[str, Any]]]:
     for part in DENOISERS:
         if part in model.parts:
             config = _read(model.place / part / "config.json")
-            yield part, {key: value for key, value in config.items() if key[0] != "_" and key not in _FREE}
+            yield part, {key: value for key, value in config.items() if key[0] != "_" and key not in FREE_CONFIG}
     if not model.is_file:
         scheduler = _read(model.place / "scheduler/scheduler_config.json")
         yield "scheduler", {key: scheduler[key] for key in ("prediction_type",) if key in scheduler}

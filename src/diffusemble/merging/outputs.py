@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def complete(out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for left in out.parent.iterdir():
-            if left.name.startswith(f".{out.name}.") and left.suffix == ".partial":
+            if re.fullmatch(rf"\.{re.escape(out.name)}\.\d+\.partial", left.name):
                 _remove(left)
         yield temporary
         check_free(out)
