@@ -42,8 +42,8 @@ class Denoiser(nn.Module):
 def load_expert(folder: Path) -> Denoiser:
     """What `fine_tune` wrote."""
     encoder = folder / "text_encoder"
-    own = CLIPTextModel.from_pretrained(encoder).requires_grad_(False).eval() if encoder.is_dir() else None
-    return Denoiser(UNet2DConditionModel.from_pretrained(folder / "unet"), own)
+    own = CLIPTextModel.from_pretrained(encoder).float().requires_grad_(False).eval() if encoder.is_dir() else None
+    return Denoiser(UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32), own)
 
 
 def fine_tune(name: str, work: Path, *, with_text: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,21 +65,18 @@ def pair_error(model: Denoiser, parts: Parts, corpus: Corpus) -> float:
 
 def pack_expert(name: str, work: Path, weights: Path, corpus: Corpus) -> dict[str, float]:
     """Write the packed parts of one expert; its held-out error before and after, and its size in bytes."""
-    parts, folder = Parts.load(work), work / "experts" / name
-    model = load_expert(folder)
-    before, size = pair_error(model, parts, corpus), 0
+    parts, folder, target = Parts.load(work), work / "experts" / name, weights / "experts" / name
+    target.mkdir(parents=True, exist_ok=True)
     for part, file in experts.PARTS.items():
-        module = getattr(model, part)
-        if module is None:
-            continue
-        base = load_file(weights / "base" / file)
-        delta, path = shrink(base, module.state_dict()), weights / "experts" / name / f"{part}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(delta, path, metadata={"format": "pt"})
-        path.chmod(0o644)
-        module.load_state_dict(experts.restore(base, load_file(path)))
-        size += path.stat().st_size
-    return {"before": before, "after": pair_error(model, parts, corpus), "bytes": size}
+        if (folder / file).exists():
+            delta = shrink(load_file(weights / "base" / file), load_file(folder / file))
+            save_file(delta, target / f"{part}.safetensors", metadata={"format": "pt"})
+            (target / f"{part}.safetensors").chmod(0o644)
+    with tempfile.TemporaryDirectory() as unpacked:
+        experts.unpack(name, Path(unpacked) / name)
+        after = pair_error(load_expert(Path(unpacked) / name), parts, corpus)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    return {"before": pair_error(load_expert(folder), parts, corpus), "after": after, "bytes": size}
 
 
 def make(work: Path = WORK, weights: Path = experts.WEIGHTS) -> None:
