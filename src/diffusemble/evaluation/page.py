@@ -12,7 +12,7 @@ from diffusemble.evaluation.tables import Column, Table, shown
 
 Section = str | Table
 TABLES = "tables"
-_HIDDEN = {"report", "out", "data", "threads", "systems", "device", "metrics", "prompts", "weights", "wanted"}
+_HIDDEN = {"report", "out", "data", "threads", "systems", "device", "metrics", "prompts", "weights"}
 
 
 def write_page(page: Path, sections: Iterable[Section]) -> Path:
