@@ -14,7 +14,8 @@ from diffusemble.training.corpus import encode_corpus
 from diffusemble.training.learner import Learner
 from diffusemble.training.objective import noise_error
 from diffusemble.training.rate import rate_at
-from diffusemble.training.train import build_ensemble, diffusion_of
+from diffusemble.training.run import diffusion_of
+from diffusemble.training.train import build_ensemble
 from training.small import small_config, small_experts
 
 CPU = torch.device("cpu")
@@ -25,7 +26,7 @@ def learner(experts: tuple[Expert, ...], data: Path, objective: Any = noise_erro
     ensemble = build_ensemble(config, experts, CPU)
     corpus = encode_corpus(config.data, config, ensemble, lambda *_: None)
     diffusion = diffusion_of(experts, CPU)
-    return Learner(config, ensemble, Accelerator(), corpus, diffusion, objective)
+    return Learner(config, ensemble, Accelerator(), corpus, diffusion, lambda _: objective)
 
 
 def weights(learner: Learner) -> dict[str, torch.Tensor]:

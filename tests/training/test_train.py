@@ -78,7 +78,7 @@ def test_before_the_first_step_the_held_out_loss_is_that_of_the_mean(
 ) -> None:
     from diffusemble.training.corpus import encode_corpus
     from diffusemble.training.held_out import HeldOut, held_out_errors
-    from diffusemble.training.train import diffusion_of
+    from diffusemble.training.run import diffusion_of
 
     config = small_config(pictures, tmp_path)
     assert config.held_out is not None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffusemble.app import block_weights, study
+from diffusemble.app.distill import distill
 from diffusemble.app.merge import merge
 from diffusemble.app.report import report
 from diffusemble.app.terminal import Commands, hush_bars, out, progress_bar
@@ -173,6 +174,7 @@ def evaluate(
 
 
 app.command()(report)
+app.command()(distill)
 app.command()(merge)
 app.command()(block_weights.search)
 app.command()(block_weights.export)

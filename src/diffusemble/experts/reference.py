@@ -12,6 +12,7 @@ import torch
 
 from diffusemble.aggregators.base import Combiner
 from diffusemble.aggregators.storage import load_aggregator, save_aggregator
+from diffusemble.experts.adapters import adapter_files, load_adapter, save_adapter
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import Request, open_experts
 from diffusemble.experts.sources import Source, parse_source
@@ -19,17 +20,18 @@ from diffusemble.experts.sources import Source, parse_source
 SPEC_FILE = "ensemble.json"
 WEIGHTS_FILE = "aggregator.safetensors"
 FORMAT = 1
+WITH_ADAPTERS = 2  # a version that does not know adapters must not draw without them
 
 
 def save_ensemble(folder: str | Path, experts: Sequence[Expert], aggregator: Combiner) -> None:
-    """Write ``ensemble.json`` and ``aggregator.safetensors`` to ``folder``.
+    """Write ``ensemble.json`` and ``aggregator.safetensors`` to ``folder``, and the adapters of distilled experts.
 
     Experts that lie beside or below ``folder`` are referred to by relative paths, so that they can move together;
     others by absolute ones.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    references = [
+    references: list[dict[str, Any]] = [
         {
             "name": expert.name,
             "source": _reference(expert.source, folder),
@@ -39,7 +41,11 @@ def save_ensemble(folder: str | Path, experts: Sequence[Expert], aggregator: Com
         for expert in experts
     ]
     save_aggregator(aggregator, folder / WEIGHTS_FILE)
-    spec = json.dumps({"format": FORMAT, "experts": references}, indent=2)
+    adapted = {id(denoiser): file for denoiser, file in adapter_files([expert.denoiser for expert in experts], folder)}
+    for expert, reference in zip(experts, references, strict=True):
+        if id(expert.denoiser) in adapted:
+            reference["adapter"] = save_adapter(expert.denoiser, adapted[id(expert.denoiser)])
+    spec = json.dumps({"format": WITH_ADAPTERS if adapted else FORMAT, "experts": references}, indent=2)
     (folder / SPEC_FILE).write_text(spec + "\n", encoding="utf-8")
 
 
@@ -74,6 +80,8 @@ def load_ensemble(
     experts = open_experts(requests, dtype or torch.float32, device)
     for expert, reference in zip(experts, references, strict=True):
         _compare(expert, reference["files"])
+        if "adapter" in reference:
+            load_adapter(expert.denoiser, folder, reference["adapter"])
     return experts, load_aggregator(folder / WEIGHTS_FILE, dtype=dtype or torch.float32).to(device)
 
 
@@ -95,10 +103,10 @@ def _read(folder: Path) -> list[dict[str, Any]]:
         spec: dict[str, Any] = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / SPEC_FILE} is not readable JSON ({error}). Save the ensemble again.") from error
-    if spec.get("format") != FORMAT:
+    if spec.get("format") not in (FORMAT, WITH_ADAPTERS):
         raise ValueError(
-            f"{folder / SPEC_FILE} has format {spec.get('format')!r}, but this version of diffusemble reads format "
-            f"{FORMAT}. Update diffusemble, or save the ensemble again."
+            f"{folder / SPEC_FILE} has format {spec.get('format')!r}, but this version of diffusemble reads formats "
+            f"{FORMAT} and {WITH_ADAPTERS}. Update diffusemble, or save the ensemble again."
         )
     references: list[dict[str, Any]] = spec["experts"]
     return references

@@ -14,13 +14,14 @@ class WeightAverage:
 
     Args:
         weights: θ; they stay the objects they are.
-        decay: d, from 0 (the weights themselves) to below 1.
+        decay: d, from 0 (the weights themselves) to 1 (the weights as they are at first, for good).
     """
 
     def __init__(self, weights: Sequence[Tensor], decay: float) -> None:
         self.decay = decay
         self._weights = list(weights)
         self.averages = [weight.detach().clone() for weight in weights]
+        self._swapped = False
 
     @torch.no_grad()
     def update(self) -> None:
@@ -30,7 +31,10 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Compute with the averages where the weights are, for as long as the block runs."""
+        """Compute with the averages where the weights are, for as long as the (outermost) block runs."""
+        if self._swapped:
+            yield
+            return
         self._swap()
         try:
             yield
@@ -48,3 +52,4 @@ class WeightAverage:
             kept = weight.clone()
             weight.copy_(average)
             average.copy_(kept)
+        self._swapped = not self._swapped

@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from diffusemble.aggregators.storage import load_aggregator
 from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.experts.adapters import adapter_files, refill_adapter
+from diffusemble.experts.reference import WEIGHTS_FILE
 from diffusemble.training.files import StorageError, replace_file, sync
 
 FILE = "checkpoint.pt"
@@ -73,6 +76,13 @@ def export(ensemble: EnsembleDenoiser, folder: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def restore(ensemble: EnsembleDenoiser, folder: Path) -> None:
+    """Put the weights that ``export`` wrote of this ensemble back into it."""
+    ensemble.aggregator.load_state_dict(load_aggregator(folder / WEIGHTS_FILE).state_dict())
+    for denoiser, file in adapter_files(ensemble.denoisers, folder):
+        refill_adapter(denoiser, file)
 
 
 def _short(value: Any) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from diffusemble.config import AggregatorConfig, Prompts, Schema, Seed, Text, Texts
+from diffusemble.config import AggregatorConfig, Prompts, Schema, Seed, Text, Texts, known
+from diffusemble.registry import SCHEDULERS
 
 R = TypeVar("R", bound="RunConfig")
 Timestep = Annotated[int, Field(ge=0)]
@@ -61,13 +62,20 @@ class SamplesConfig(Schema):
         prompts: one picture each; number i starts from ``seed + i``.
         every: optimiser steps between two sheets.
         steps: denoising steps per picture.
+        scheduler: a name in ``registry.SCHEDULERS``; the experts' own by default.
     """
 
     prompts: Texts
     every: int = Field(default=500, gt=0)
     steps: int = Field(default=50, gt=0)
     guidance: float = Field(default=7.5, ge=0)
+    scheduler: str | None = None
     seed: Seed = 0
+
+    @field_validator("scheduler")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        return None if name is None else known(SCHEDULERS, name, "scheduler")
 
 
 class ObjectiveConfig(Schema):
@@ -192,3 +200,24 @@ class TrainConfig(RunConfig):
     base: Text | None = None
     aggregator: AggregatorConfig = AggregatorConfig(name="sabw")
     objective: ObjectiveConfig = ObjectiveConfig()
+
+
+class DistillConfig(RunConfig):
+    """Distilling an ensemble to few steps (latent consistency distillation, arXiv 2310.04378).
+
+    Attributes:
+        ensemble: folder of the ensemble, or ``zoo:<group>`` for the one that ships with the zoo.
+        guidance: guidance scale that the teacher draws with; the result has it built in and draws with 1.
+        grid: steps of the teacher's solver over the whole schedule; each teaches one jump of T / grid timesteps.
+        lora: rank of adapters on the experts that learn too; 0 leaves the experts as they are.
+        huber: where the distance turns from squared to absolute.
+        ema: decay per step of the target network, which is what is left in the end.
+    """
+
+    ensemble: Text
+    guidance: float = Field(default=7.5, ge=0)
+    grid: int = Field(default=50, gt=0)
+    lora: int = Field(default=0, ge=0)
+    huber: float = Field(default=1e-3, gt=0)
+    ema: float = Field(default=0.95, ge=0, lt=1)
+    drop_prompt: float = Field(default=0.0, ge=0, le=1)

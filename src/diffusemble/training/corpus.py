@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.training.cache import Cache, Encoded, Rows, Shelf, fingerprint
 from diffusemble.training.chance import generator_of
-from diffusemble.training.config import DataConfig, TrainConfig
+from diffusemble.training.config import DataConfig, RunConfig
 from diffusemble.training.data import Picture, Source, open_sources
 from diffusemble.training.images import read_square
 
@@ -58,9 +58,7 @@ class Corpus:
         return {**text, "added_cond_kwargs": added}
 
 
-def encode_corpus(
-    data: Sequence[DataConfig], config: TrainConfig, ensemble: EnsembleDenoiser, report: Report
-) -> Corpus:
+def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: EnsembleDenoiser, report: Report) -> Corpus:
     """Encode what is not in the cache yet, and open it.
 
     Pictures that cannot be read are skipped with a warning that names them.
@@ -75,7 +73,7 @@ def encode_corpus(
     return Corpus(pictures.rows["latents"], dict(text.rows), config.size)
 
 
-def _pictures(source: Source, config: TrainConfig, vae: Any, report: Report) -> Shelf:
+def _pictures(source: Source, config: RunConfig, vae: Any, report: Report) -> Shelf:
     settings = f"{config.size} {config.crop} {config.seed if config.crop == 'random' else ''}"
     cache = Cache(config.cache_folder, "latents", source.stamp, settings, fingerprint([vae]))
     if not cache.complete:
@@ -97,7 +95,7 @@ def _pictures(source: Source, config: TrainConfig, vae: Any, report: Report) -> 
     return shelf
 
 
-def _encode_pictures(chunk: Sequence[Picture], first: int, config: TrainConfig, vae: Any) -> Encoded:
+def _encode_pictures(chunk: Sequence[Picture], first: int, config: RunConfig, vae: Any) -> Encoded:
     def read(numbered: tuple[int, Picture]) -> Tensor | None:
         number, picture = numbered
         try:
@@ -128,7 +126,7 @@ def _to_latents(squares: Sequence[Tensor], vae: Any) -> Tensor:
     return torch.cat(parts).cpu().contiguous()
 
 
-def _texts(captions: Sequence[str], config: TrainConfig, pipeline: Any, report: Report) -> Shelf:
+def _texts(captions: Sequence[str], config: RunConfig, pipeline: Any, report: Report) -> Shelf:
     encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
     tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
     tokens = [str(tokenizer(["", *captions], truncation=True).input_ids) for tokenizer in tokenizers]

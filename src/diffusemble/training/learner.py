@@ -1,9 +1,9 @@
-"""One optimiser step on the aggregator of an ensemble, on any number of processes."""
+"""One optimiser step on what learns in an ensemble, on any number of processes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from diffusemble.aggregators.storage import name_of
 from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.training.average import WeightAverage
 from diffusemble.training.chance import Chance, Draw, seed_of
-from diffusemble.training.config import TrainConfig
+from diffusemble.training.config import RunConfig
 from diffusemble.training.corpus import Corpus
 from diffusemble.training.objective import Batch, Diffusion, Objective
 from diffusemble.training.rate import rate_at
@@ -31,15 +32,15 @@ class Taken:
 
 
 class Learner:
-    """The aggregator, its optimiser, and what they learn from.
+    """The weights of an ensemble that want gradients, their optimiser, and what they learn from.
 
     Args:
         config: the run.
-        ensemble: the frozen experts with the aggregator to train.
+        ensemble: frozen experts with the aggregator to train; adapters on the experts may learn too.
         accelerator: where and in which precision to run.
         corpus: encoded training data.
         diffusion: the experts' forward process.
-        objective: what to minimise.
+        teach: what to minimise, for this learner.
 
     Raises:
         ValueError: the aggregator has nothing to learn, the batch does not divide by the processes, or there are no
@@ -48,31 +49,32 @@ class Learner:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: RunConfig,
         ensemble: EnsembleDenoiser,
         accelerator: Accelerator,
         corpus: Corpus,
         diffusion: Diffusion,
-        objective: Objective,
+        teach: Callable[[Learner], Objective],
     ) -> None:
         self.config, self.ensemble, self.accelerator = config, ensemble, accelerator
-        self.corpus, self.diffusion, self.objective = corpus, diffusion, objective
+        self.corpus, self.diffusion = corpus, diffusion
         self.parts = accelerator.num_processes * config.accumulate
         if config.batch % self.parts:
             raise ValueError(
                 f"batch counts all pictures of a step and must divide into {accelerator.num_processes} processes x "
                 f"{config.accumulate} accumulated parts; got {config.batch}. Use a multiple of {self.parts}."
             )
-        self.weights = list(ensemble.aggregator.parameters())
+        self.weights = [weight for weight in ensemble.parameters() if weight.requires_grad]
         if not self.weights:
             raise ValueError(
-                f"The aggregator {config.aggregator.name!r} has no weights, so there is nothing to train. Choose "
+                f"The aggregator {name_of(ensemble.aggregator)!r} has no weights, so there is nothing to train. Choose "
                 f"another, such as 'sabw'."
             )
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.rate, weight_decay=config.weight_decay)
         times = _timesteps(config, len(diffusion.alphas))
         self.chance = Chance(config.seed, config.batch, len(corpus), times, config.drop_prompt)
         self.average = WeightAverage(self.weights, config.ema) if config.ema else None
+        self.objective = teach(self)
         self.model: nn.Module = accelerator.prepare_model(ensemble.train())
         self.prepared: Any = accelerator.prepare_optimizer(self.optimizer)
 
@@ -113,6 +115,7 @@ class Learner:
         """Weights, their averages, optimiser and loss scale."""
         state: dict[str, Any] = {
             "aggregator": self.ensemble.aggregator.state_dict(),
+            "adapters": self._adapters,
             "optimizer": self.optimizer.state_dict(),
         }
         if self.average is not None:
@@ -123,11 +126,17 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo ``state_dict``."""
         self.ensemble.aggregator.load_state_dict(state["aggregator"])
+        for weight, kept in zip(self._adapters, state["adapters"], strict=True):
+            weight.data.copy_(kept)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load(state["average"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    @property
+    def _adapters(self) -> list[Tensor]:
+        return [weight for weight in self.ensemble.denoisers.parameters() if weight.requires_grad]
 
     def _batch(self, draw: Draw) -> Batch:
         latents = self.corpus.latents[draw.indices.tolist()]
@@ -152,7 +161,7 @@ class Learner:
         )
 
 
-def _timesteps(config: TrainConfig, count: int) -> range:
+def _timesteps(config: RunConfig, count: int) -> range:
     first, last = config.timesteps or (0, count - 1)
     if last >= count:
         raise ValueError(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from diffusemble.training.config import TrainConfig
+from diffusemble.training.config import RunConfig
 
 
-def rate_at(step: int, config: TrainConfig) -> float:
+def rate_at(step: int, config: RunConfig) -> float:
     """Rate of optimiser step ``step`` = 0, 1, ...: w steps of linear warm-up (the first has 1/w of the rate), then
     constant, or half a cosine that ends at zero after the last step.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from diffusemble.drawing import build_scheduler
 from diffusemble.training.config import SamplesConfig
 from diffusemble.training.files import replace_file
 
@@ -21,6 +22,8 @@ def draw_sheet(pipeline: Any, samples: SamplesConfig, size: int, file: Path) -> 
         StorageError: the file could not be written.
     """
     pipeline.set_progress_bar_config(disable=True)
+    if samples.scheduler is not None:
+        pipeline.scheduler = build_scheduler(samples.scheduler, pipeline.scheduler.config)
     pictures = [
         pipeline(
             prompt,

@@ -9,13 +9,10 @@ from typing import Any
 
 from accelerate.utils import broadcast
 
-from diffusemble.aggregators.storage import load_aggregator
-from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
-from diffusemble.experts.reference import WEIGHTS_FILE
 from diffusemble.settings import dump_config
-from diffusemble.training.checkpoint import export, load_checkpoint, save_checkpoint
-from diffusemble.training.config import TrainConfig
+from diffusemble.training.checkpoint import export, load_checkpoint, restore, save_checkpoint
+from diffusemble.training.config import RunConfig
 from diffusemble.training.corpus import Corpus
 from diffusemble.training.files import remove_partial, replace_file
 from diffusemble.training.held_out import HeldOut, held_out_errors
@@ -27,10 +24,10 @@ from diffusemble.training.sheets import draw_sheet
 log = logging.getLogger(__name__)
 
 # What may change between two parts of one run, because it does not change what is learned.
-_FREE = {"experts", "output", "cache", "samples", "log_every", "save_every", "tensorboard", "accumulate"}
+_FREE = {"experts", "ensemble", "output", "cache", "samples", "log_every", "save_every", "tensorboard", "accumulate"}
 
 
-def identity_of(config: TrainConfig, experts: Sequence[Expert], corpus: Corpus) -> dict[str, Any]:
+def identity_of(config: RunConfig, experts: Sequence[Expert], corpus: Corpus) -> dict[str, Any]:
     """What makes this run this run: going on with anything else would silently train something else."""
     settings = config.model_dump(mode="json", exclude=_FREE | {"gradient_checkpointing"})
     return {
@@ -108,8 +105,8 @@ class Watch:
             return
         self.log.close()
         if self.config.keep == "best":
-            best = load_aggregator(self.folder / "best" / WEIGHTS_FILE)
-            export(EnsembleDenoiser(self.learner.ensemble.experts, best), self.folder)
+            restore(self.learner.ensemble, self.folder / "best")
+            export(self.learner.ensemble, self.folder)
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.steps

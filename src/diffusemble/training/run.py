@@ -1,0 +1,172 @@
+"""What every kind of training shares: encode the data, take the steps, go on where a run was stopped."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import InitProcessGroupKwargs
+from diffusers import DDPMScheduler
+
+from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.experts.expert import Expert
+from diffusemble.settings import load_config
+from diffusemble.training.config import RunConfig
+from diffusemble.training.corpus import Corpus, encode_corpus
+from diffusemble.training.learner import Learner
+from diffusemble.training.objective import Diffusion, Objective
+from diffusemble.training.watch import Watch, identity_of
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, for whoever shows it.
+
+    Attributes:
+        stage: ``"pictures"`` and ``"captions"`` while they are encoded, then ``"steps"``.
+        done: of this stage.
+        total: of this stage, where it is known.
+        seconds_left: of this stage, once it can be told.
+        loss: of the last step.
+    """
+
+    stage: str
+    done: int
+    total: int | None
+    seconds_left: float | None = None
+    loss: float | None = None
+
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SCHEDULE = {
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+}
+
+C = TypeVar("C", bound=RunConfig)
+Callback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """In what one kind of training differs from another.
+
+    Attributes:
+        build: the ensemble on a device, with gradients wanted by exactly the weights that learn.
+        teach: the objective, for a learner that has its weights and data.
+        measured: the held-out loss; the objective itself by default.
+        identity: what else makes this run this run (``watch.identity_of``).
+    """
+
+    build: Callable[[torch.device], EnsembleDenoiser]
+    teach: Callable[[Learner], Objective]
+    measured: Objective | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run(config: RunConfig, lesson: Lesson, progress: Callback | None = None) -> Path:
+    """Take all steps of a run, from the last checkpoint if there is one; returns ``config.output``.
+
+    Raises:
+        ValueError: something in the configuration cannot work.
+        FloatingPointError: loss or gradient became infinite or undefined.
+        StorageError: the disk is full; the last checkpoint is untouched.
+    """
+    tell = progress or (lambda _: None)
+    with torch.random.fork_rng(devices=[]), _accelerator(config) as accelerator:
+        ensemble = lesson.build(accelerator.device)
+        diffusion = diffusion_of(ensemble.experts, accelerator.device)
+        with accelerator.main_process_first():
+            corpus, held_out = _encode(config, ensemble, tell)
+        learner = Learner(config, ensemble, accelerator, corpus, diffusion, lesson.teach)
+        identity = {**identity_of(config, ensemble.experts, corpus), **lesson.identity}
+        watch = Watch(learner, held_out, identity, lesson.measured or learner.objective)
+        started, first = time.monotonic(), watch.step
+        if watch.step == 0:
+            watch.before()
+        for step in range(first, config.steps):
+            if watch.over:
+                break
+            taken = learner.advance(step)
+            watch.after(step + 1, taken)
+            seconds = (time.monotonic() - started) / (step + 1 - first)
+            tell(Progress("steps", step + 1, config.steps, seconds * (config.steps - step - 1), taken.loss))
+        watch.close()
+    return config.output
+
+
+def place(ensemble: EnsembleDenoiser, config: RunConfig, device: torch.device) -> EnsembleDenoiser:
+    """The ensemble on ``device``: frozen weights in the type of the precision, and what learns in float32."""
+    # Convolutions are a third faster forwards with their channels last, also on CPUs.
+    ensemble.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ensemble.denoisers.to(dtype=_TYPES[config.precision])
+    for weight in ensemble.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    if config.gradient_checkpointing:
+        ensemble.enable_gradient_checkpointing()
+    return ensemble
+
+
+def diffusion_of(experts: Sequence[Expert], device: torch.device) -> Diffusion:
+    """The DDPM forward process that the experts' scheduler describes.
+
+    Raises:
+        ValueError: the experts come without a scheduler, or predict neither noise nor velocity.
+    """
+    scheduler = experts[0].components.get("scheduler")
+    if scheduler is None:
+        raise ValueError(
+            f"Training needs the noise schedule of the experts, but {experts[0].name!r} comes without a scheduler. "
+            f"Load whole pipelines with load_experts([...])."
+        )
+    known = {key: value for key, value in scheduler.config.items() if key in _SCHEDULE}
+    alphas = DDPMScheduler(**known).alphas_cumprod.float().to(device)
+    return Diffusion(alphas, scheduler.config.get("prediction_type", "epsilon"))
+
+
+def _encode(config: RunConfig, ensemble: EnsembleDenoiser, tell: Callback) -> tuple[Corpus, Corpus | None]:
+    def report(stage: str, done: int, total: int | None) -> None:
+        tell(Progress(stage, done, total))
+
+    corpus = encode_corpus(config.data, config, ensemble, report)
+    return corpus, None if config.held_out is None else encode_corpus([config.held_out], config, ensemble, report)
+
+
+@contextmanager
+def _accelerator(config: RunConfig) -> Iterator[Accelerator]:
+    """An accelerator for this run alone, so that the next run in the same process may use another precision."""
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))  # the others wait while the first one encodes
+    precision: Any = "no" if config.precision == "fp32" else config.precision
+    try:
+        if config.precision == "fp16" and PartialState().device.type == "cpu":
+            raise ValueError("precision 'fp16' needs an accelerator; this is a CPU. Choose 'bf16' or 'fp32'.")
+        yield Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
+    finally:
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+
+
+def launch(work: Callable[[C], Path], config: type[C], arguments: Sequence[str]) -> None:
+    """Do what a YAML file describes, with ``key=value`` on top, in one of several processes."""
+    level = logging.INFO if PartialState().is_main_process else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
+    if not arguments:
+        raise SystemExit(f"Give a configuration: accelerate launch -m {work.__module__} config.yaml [key=value]...")
+    try:
+        work(load_config(config, arguments[0], arguments[1:]))
+    finally:
+        PartialState().destroy_process_group()

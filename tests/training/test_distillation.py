@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from diffusemble.drawing import build_scheduler
+from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.experts.adapters import add_adapters
+from diffusemble.experts.load import load_experts
+from diffusemble.training.config import DistillConfig
+from diffusemble.training.consistency import consistent, guided, huber_distance, jump_on_grid, solver_step
+from diffusemble.training.corpus import encode_corpus
+from diffusemble.training.distillation import consistency_objective, distill
+from diffusemble.training.learner import Learner
+from diffusemble.training.objective import add_noise
+from diffusemble.training.run import Progress, diffusion_of, place
+from tiny import randomised
+from training.small import small_config, small_experts
+from training.test_train import losses, stop_at
+
+
+def distill_config(data: Path, output: Path, **changes: Any) -> DistillConfig:
+    settings = small_config(data, output).model_dump(exclude={"experts", "base", "aggregator", "objective"})
+    own = {"ensemble": "made in code", "guidance": 2.0, "grid": 10, "ema": 0.5, "drop_prompt": 0.0}
+    return DistillConfig.model_validate({**settings, **own, **changes})
+
+
+def small_ensemble() -> EnsembleDenoiser:
+    """Two experts and an aggregator that is not at its start any more."""
+    experts = small_experts()
+    torch.manual_seed(7)
+    aggregator = build_aggregator("sabw", [expert.denoiser for expert in experts], preset="tiny")
+    return EnsembleDenoiser(experts, randomised(aggregator, 7))
+
+
+def distiller(data: Path, **changes: Any) -> Learner:
+    config = distill_config(data, data.parent / "unused", **changes)
+    ensemble = small_ensemble()
+    if config.lora:
+        add_adapters(ensemble.denoisers, config.lora)
+    place(ensemble, config, torch.device("cpu"))
+    corpus = encode_corpus(config.data, config, ensemble, lambda *_: None)
+    diffusion = diffusion_of(ensemble.experts, torch.device("cpu"))
+    return Learner(config, ensemble, Accelerator(), corpus, diffusion, lambda one: consistency_objective(one, config))
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_gradients_reach_only_what_should_learn(pictures: Path, lora: int) -> None:
+    run = distiller(pictures, lora=lora)
+    before = {name: value.clone() for name, value in run.ensemble.state_dict().items()}
+    for step in range(2):
+        run.advance(step)
+    changed = {name for name, value in run.ensemble.state_dict().items() if not torch.equal(value, before[name])}
+    aggregator = {name for name in before if name.startswith("aggregator.")}
+    adapters = {name for name in before if ".lora_" in name}
+    assert changed == aggregator | adapters
+    assert bool(adapters) == bool(lora)
+
+
+def test_the_loss_is_that_of_three_separate_networks(pictures: Path) -> None:
+    """Teacher, target and student share their experts in memory; here they are copies."""
+    run = distiller(pictures, lora=2)
+    teacher = copy.deepcopy(run.ensemble)
+    for step in range(3):
+        run.advance(step)
+    assert run.average is not None
+    student = copy.deepcopy(run.ensemble)
+    with run.average.in_place():
+        target = copy.deepcopy(run.ensemble)
+    draw = run.chance.draw(9, tuple(run.corpus.latents[[0]].shape[1:]))
+    batch, alphas = run._batch(draw), run.diffusion.alphas
+    jump = jump_on_grid(batch.timesteps, 1000, 10)
+    empty = run.corpus.inputs(draw.indices, torch.ones(len(draw.indices), dtype=torch.bool))
+    noisy = add_noise(batch.latents, batch.noise, alphas[jump.start])
+    with torch.no_grad():
+        wanted = teacher(noisy, jump.start, **batch.inputs).sample
+        without = teacher(noisy, jump.start, **empty).sample
+        prediction = guided(wanted, without, 2.0)
+        earlier = solver_step(prediction, noisy, alphas[jump.start], alphas[jump.end], "epsilon")
+        said = target(earlier, jump.end, **batch.inputs).sample
+        aim = consistent(said, earlier, jump.end, alphas[jump.end], "epsilon")
+        own = student(noisy, jump.start, **batch.inputs).sample
+        found = consistent(own, noisy, jump.start, alphas[jump.start], "epsilon")
+        loss = run.objective(run.ensemble, batch, run.diffusion)
+    assert torch.allclose(loss, huber_distance(found, aim, 1e-3), rtol=1e-4)
+    assert not torch.allclose(own, teacher(noisy, jump.start, **batch.inputs).sample, atol=1e-3)
+
+
+def test_the_target_follows_the_student_exactly(pictures: Path) -> None:
+    run = distiller(pictures, lora=2, ema=0.75)
+    assert run.average is not None
+    expected = [weight.detach().clone() for weight in run.weights]
+    for step in range(3):
+        run.advance(step)
+        expected = [0.75 * one + 0.25 * weight.detach() for one, weight in zip(expected, run.weights, strict=True)]
+    assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(run.average.averages, expected, strict=True))
+
+
+def test_without_an_average_the_student_is_its_own_target(pictures: Path) -> None:
+    run = distiller(pictures, ema=0.0)
+    assert run.average is None
+    assert run.advance(0).loss > 0
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_the_loss_falls(pictures: Path, lora: int) -> None:
+    """On one batch, with a target that hardly moves."""
+    run = distiller(pictures, lora=lora, ema=0.999, rate=1e-4)
+    found = [run.advance(0).loss for _ in range(8)]
+    assert found[-1] < 0.95 * found[0]
+
+
+def saved_ensemble(folder: Path) -> Path:
+    """An ensemble on disk with its experts beside it."""
+    for expert in small_experts():
+        expert.pipeline_class(**expert.components, unet=expert.denoiser).save_pretrained(folder / expert.name)  # type: ignore[misc]
+    experts = load_experts([folder / "expert 0", folder / "expert 1"])
+    EnsembleDenoiser(experts, small_ensemble().aggregator).save_pretrained(folder / "ensemble")
+    return folder / "ensemble"
+
+
+def drawn(ensemble: EnsembleDenoiser) -> Any:
+    pipeline = ensemble.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = build_scheduler("lcm", pipeline.scheduler.config)
+    settings = {"num_inference_steps": 3, "guidance_scale": 1.0, "height": 16, "width": 16, "output_type": "pt"}
+    return pipeline("a picture", generator=torch.Generator().manual_seed(0), **settings).images
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("lora", [0, 2])
+def test_what_is_saved_draws_alike_and_differs_from_the_teacher(
+    pictures: Path, tmp_path: Path, lora: int, keep: str
+) -> None:
+    teacher = saved_ensemble(tmp_path)
+    config = distill_config(pictures, tmp_path / "run", ensemble=str(teacher), lora=lora, keep=keep, steps=4)
+    before = drawn(EnsembleDenoiser.from_pretrained(teacher))
+    folder = distill(config)
+    assert len(list(folder.glob("lora-*.safetensors"))) == (2 if lora else 0)
+    one, other = EnsembleDenoiser.from_pretrained(folder), EnsembleDenoiser.from_pretrained(folder)
+    assert not any(weight.requires_grad for weight in one.denoisers.parameters())
+    assert torch.equal(drawn(one), drawn(other))
+    if keep == "last":
+        assert not torch.allclose(drawn(one), before, atol=1e-4)
+    else:
+        assert torch.equal(drawn(one), drawn(EnsembleDenoiser.from_pretrained(folder / "best")))
+
+
+def test_a_saved_ensemble_is_the_one_in_memory(pictures: Path, tmp_path: Path) -> None:
+    ensemble = EnsembleDenoiser.from_pretrained(saved_ensemble(tmp_path))
+    config = distill_config(pictures, tmp_path / "run", lora=2, ema=0.0, steps=2)
+    distill(config, ensemble)
+    assert torch.allclose(drawn(ensemble), drawn(EnsembleDenoiser.from_pretrained(tmp_path / "run")), atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_a_distillation_that_was_stopped_goes_on_bit_for_bit(pictures: Path, tmp_path: Path, lora: int) -> None:
+    for name in ("stopped", "whole"):
+        config = distill_config(pictures, tmp_path / name, lora=lora)
+        if name == "stopped":
+            with pytest.raises(KeyboardInterrupt):
+                distill(config, small_ensemble(), stop_at(5))
+        distill(config, small_ensemble())
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    for file in ["aggregator.safetensors", *(["lora-0.safetensors", "lora-1.safetensors"] if lora else [])]:
+        one, other = (load_file(tmp_path / name / file) for name in ("stopped", "whole"))
+        assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_another_teacher_does_not_go_on(pictures: Path, tmp_path: Path) -> None:
+    distill(distill_config(pictures, tmp_path / "run", steps=1), small_ensemble())
+    other = EnsembleDenoiser(small_experts(), build_aggregator("sabw", small_ensemble().denoisers, preset="tiny"))
+    with pytest.raises(ValueError, match="was started with another teacher"):
+        distill(distill_config(pictures, tmp_path / "run", steps=1), other)
+
+
+def test_nothing_is_distilled_twice(pictures: Path, tmp_path: Path) -> None:
+    ensemble = small_ensemble()
+    add_adapters(ensemble.denoisers, 2)
+    with pytest.raises(ValueError, match=r"have been distilled with LoRA already. Distil the ensemble that this one"):
+        distill(distill_config(pictures, tmp_path, lora=2), ensemble)
+
+
+@pytest.mark.parametrize(("damage", "message"), [(None, "is missing. Copy the whole"), (b"x", "has changed since")])
+def test_a_damaged_adapter_is_named(tmp_path: Path, damage: bytes | None, message: str) -> None:
+    ensemble = EnsembleDenoiser.from_pretrained(saved_ensemble(tmp_path))
+    add_adapters(ensemble.denoisers, 2)
+    ensemble.save_pretrained(tmp_path / "adapted")
+    file = tmp_path / "adapted" / "lora-1.safetensors"
+    file.unlink() if damage is None else file.write_bytes(damage)
+    with pytest.raises(ValueError, match=f"The adapter .*lora-1.safetensors {message}"):
+        EnsembleDenoiser.from_pretrained(tmp_path / "adapted")
+
+
+def test_an_ensemble_that_the_zoo_does_not_ship_is_refused(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="The zoo ships no trained ensemble 'nothing'"):
+        distill(distill_config(pictures, tmp_path, ensemble="zoo:nothing"))
+
+
+def test_sheets_are_drawn_with_the_scheduler_of_few_steps(pictures: Path, tmp_path: Path) -> None:
+    samples = {"prompts": "one", "steps": 2, "guidance": 1, "scheduler": "lcm"}
+    told: list[Progress] = []
+    distill(distill_config(pictures, tmp_path, steps=1, samples=samples), small_ensemble(), told.append)
+    assert (tmp_path / "sheets" / "step-000001.png").is_file()
+    assert told[-1].done == 1
