@@ -20,7 +20,7 @@ PRESETS: Mapping[str, Mapping[str, int]] = {
     "lite-pooled": {"width": 128, "heads": 8, "layers": 1, "pool": 2},
     "small": {"width": 64, "heads": 8, "layers": 1},
     # At points of one position, groups of one channel would normalise everything to zero.
-    "tiny": {"width": 32, "heads": 4, "layers": 1, "groups": 8},
+    "tiny": {"width": 16, "heads": 4, "layers": 1, "groups": 4},
 }
 """``tiny`` is for the small experts of the zoo, the others are for SD-sized denoisers."""
 
