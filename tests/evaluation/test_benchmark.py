@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from diffusemble.evaluation.benchmark import ensemble_folder, evaluate
 from diffusemble.evaluation.config import EvaluateConfig
 from diffusemble.evaluation.results import Results
+from diffusemble.evaluation.runs import redraw
+from diffusemble.evaluation.store import stored
+from diffusemble.evaluation.stored import Layout
 from diffusemble.settings import load_config
 from tests.evaluation.tiny_zoo import save_tiny_ensemble, tiny_config, write_pictures
 
@@ -90,6 +94,29 @@ def test_systems_can_be_measured_one_by_one(folder, results):
     assert [row.name for row in part.losses["pair"]] == ["expert-1-inside"]
     assert part.losses["pair"][0].mean == pytest.approx(whole["expert-1"].mean, rel=1e-4)
     assert "not among the systems" in (folder / "part.md").read_text()
+
+
+def test_report_redraws_the_page_and_a_part_of_it(folder, results):
+    config = tiny_config(folder, systems=SYSTEMS, out=str(folder / "kept"), report=str(folder / "kept.md"))
+    evaluate(config)
+    page = (folder / "kept.md").read_text()
+    assert redraw(folder / "kept").read_text() == page
+    part = redraw(folder / "kept", folder / "two.md", ("expert-1",)).read_text()
+    assert "AFA ensemble" not in part.replace("The ensemble", "")
+    columns = parquet.read_table(folder / "kept/scores.parquet").to_pydict()
+    assert set(columns["system"]) == set(SYSTEMS)
+    assert set(columns["score"]) == {"loss", "prompt match", "right thing", "prompt-match"}
+    assert set(columns["time"]) == {100, 700, None}
+
+
+def test_captions_come_again_with_new_noise_and_count_as_one_concept(folder, results):
+    jobs = Layout.read(stored(folder / "out")).jobs
+    assert len(jobs) == 4
+    assert jobs[3] == jobs[0]
+    images = np.concatenate([np.load(folder / f"out/images/ensemble-{at:05d}.npz")["images"] for at in (0, 2)])
+    assert not np.array_equal(images[0], images[3])
+    drawn = {row.name: row for row in results.drawn}
+    assert drawn["ensemble"].scores["prompt match"].gap is not None
 
 
 def test_scores_of_other_settings_are_refused(folder, results):

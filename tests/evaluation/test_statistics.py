@@ -139,3 +139,25 @@ def test_errors_say_what_to_do():
         kernel_gap(normal(0, 3, 2), normal(0, 4, 2), normal(0, 5, 2))
     with pytest.raises(ValueError, match="at least two features; got 1"):
         Moments(1, np.zeros(2), np.zeros((2, 2))).covariance
+
+
+def test_a_jackknife_over_groups_of_one_is_that_over_pictures_and_copies_do_not_narrow_it():
+    rng = np.random.default_rng(4)
+    x, y, reference = (rng.normal(size=(n, 5)) for n in (9, 9, 20))
+    alone = kernel_gap(x, y, reference)
+    grouped = kernel_gap(x, y, reference, [str(i) for i in range(9)])
+    assert grouped == alone
+    brute = []
+    for left in range(9):
+        kept = [i for i in range(9) if i != left]
+        brute.append(kernel_distance(x[kept], reference) - kernel_distance(y[kept], reference))
+    spread = np.sqrt(8 / 9 * np.square(np.array(brute) - np.mean(brute)).sum())
+    assert alone.high - alone.value == pytest.approx(1.96 * spread)
+    pairs = kernel_gap(x, y, reference, [str(i // 3) for i in range(9)])
+    brute = []
+    for left in range(3):
+        kept = [i for i in range(9) if i // 3 != left]
+        brute.append(kernel_distance(x[kept], reference) - kernel_distance(y[kept], reference))
+    spread = np.sqrt(2 / 3 * np.square(np.array(brute) - np.mean(brute)).sum())
+    assert pairs.high - pairs.value == pytest.approx(1.96 * spread)
+    assert kernel_gap(x, y, reference, ["one"] * 9).high == np.inf

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusemble.evaluation.benchmark import CONFIG_FILE, evaluate, prepare
-from diffusemble.evaluation.config import EvaluateConfig, PicturesConfig
+from diffusemble.evaluation.config import EvaluateConfig, PicturesConfig, SystemConfig
 from diffusemble.evaluation.gallery import Gallery
 from diffusemble.evaluation.parquet import picture_table
 from diffusemble.evaluation.picture_report import write_picture_report
@@ -72,6 +72,9 @@ def redraw(folder: str | Path, report: str | Path | None = None, systems: tuple[
     store = stored(folder)
     changes: dict[str, Any] = {"out": str(folder), **({} if report is None else {"report": str(report)})}
     config = load_evaluation(None, folder / CONFIG_FILE, (), **changes)
+    if systems:
+        shown = tuple(SystemConfig(name=name) for name in systems)
+        config = config.model_copy(update={"systems": shown})
     notes = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["notes"]
     if isinstance(config, EvaluateConfig):
         scores = read_scores(store, systems)
