@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
 SIZE, TENSORS = 60, 28  # MiB of a model; in SD 1.5 the largest tensor is 1/28 of the model, too
 SCRIPT = """
 import resource, sys
@@ -14,19 +17,14 @@ from diffusemble.merging.config import MergeConfig
 from diffusemble.merging.merge import merge
 from diffusemble.merging.methods import weighted_average
 
-folder, size, tensors = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-files = []
-for seed in range(7):
-    torch.manual_seed(seed)
-    files.append(str(folder / f"{seed}.safetensors"))
-    save_file({f"{i}": torch.randn(size * 2**18 // tensors) for i in range(tensors)}, files[-1])
-*experts, base = files
+folder = Path(sys.argv[1])
+*experts, base = (str(folder / f"{seed}.safetensors") for seed in range(7))
 
 def grown(work):
     before = psutil.Process().memory_info().rss
     work()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(round((peak - before) / 2**20))
+    print(round((peak - before) / 2**20), flush=True)
 
 def merged(count, method, **more):
     out = str(folder / f"{method}{count}.safetensors")
@@ -45,7 +43,11 @@ grown(lambda: weighted_average([load_file(file) for file in experts[:2]]))
 
 
 def test_memory_stays_below_one_and_a_half_models_for_any_number(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(SIZE), str(TENSORS)]
+    for seed in range(7):  # not in the measured process, whose peak this would be
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {f"{i}": torch.randn(SIZE * 2**18 // TENSORS, generator=generator) for i in range(TENSORS)}
+        save_file(tensors, tmp_path / f"{seed}.safetensors")
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     *streamed, at_once = map(int, done.stdout.split())
