@@ -135,10 +135,14 @@ class PromptsConfig(StudyConfig):
 
 
 class CostConfig(StudyConfig):
-    """What a step costs, for 2 to ``experts`` experts; ``repeats`` rounds are timed."""
+    """What a step costs, for 2 to ``experts`` experts; ``repeats`` rounds are timed.
 
-    experts: Count = 6
+    ``presets`` of SABW are counted for Stable Diffusion 1.5, too.
+    """
+
+    experts: Annotated[int, Field(ge=2)] = 6
     repeats: Count = 7
+    presets: Names = ("paper", "lite", "small")
 
 
 class DistilledConfig(StudyConfig):

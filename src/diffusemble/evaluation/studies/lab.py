@@ -68,6 +68,7 @@ class Lab:
 
     def __init__(self, config: StudyConfig, tell: Tell = lambda share, what: None) -> None:
         self.config, self.tell = config, tell
+        self.device, self.dtype = placement(config.device, config.dtype)
         self.folder = Path(config.data)
         self.all_rows = read_rows(self.folder)
         self.rows = choose(self.all_rows, config.split, config.held_out, self.folder)
@@ -83,8 +84,8 @@ class Lab:
 
     def load(self, source: str) -> EnsembleDenoiser:
         """``zoo:<group>``, or the folder of a saved ensemble, where the configuration wants it to run."""
-        device, dtype = placement(self.config.device, self.config.dtype)
-        return EnsembleDenoiser.from_pretrained(ensemble_folder(source), device=device, dtype=dtype).eval()
+        folder = ensemble_folder(source)
+        return EnsembleDenoiser.from_pretrained(folder, device=self.device, dtype=self.dtype).eval()
 
     def measure(
         self,
@@ -129,9 +130,8 @@ class Lab:
             [digest_of(vae), [row.file_name for row in self.rows]],
             lambda: {"latents": encode_images(vae, read_images(self.folder, self.rows)).float().cpu().numpy()},
         )["latents"]
-        where = self.ensemble.device, self.ensemble.dtype
         names, texts = [row.file_name for row in self.rows], [row.text for row in self.rows]
-        return HeldOut(tuple(names), tuple(texts), torch.from_numpy(latents).to(*where))
+        return HeldOut(tuple(names), tuple(texts), torch.from_numpy(latents).to(self.device, self.dtype))
 
     def losses(self, system: System) -> Array:
         """Held-out loss ``[n t]``."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def train_variants(
         else:
             run = settings_of(variant, config, own)
             _trained(run, name, own, lab, (start, end))
-            aggregator = load_aggregator(run.output / WEIGHTS, dtype=lab.ensemble.dtype).to(lab.ensemble.device)
+            aggregator = load_aggregator(run.output / WEIGHTS, dtype=lab.dtype).to(lab.device)
             found[name] = EnsembleDenoiser(own, aggregator).eval()
     return found
 
@@ -117,8 +118,15 @@ def _trained(run: TrainConfig, name: str, experts: Sequence[Expert], lab: Lab, s
         lab.tell(span[0] + (span[1] - span[0]) * share, f"training {name}: {now.stage} {now.done}")
 
     if not (run.output / FINISHED).is_file():
-        train(run, experts, report)
+        train(run, experts if run.precision == "fp32" else _apart(experts), report)
+        EnsembleDenoiser(experts).pipeline().to(lab.device)  # training may have taken parts to another one
         (run.output / FINISHED).write_text(f"{name}\n", encoding="utf-8")
+
+
+def _apart(experts: Sequence[Expert]) -> tuple[Expert, ...]:
+    """The same experts with denoisers of their own: mixed precision would cast those that are measured later."""
+    denoisers = copy.deepcopy([expert.denoiser for expert in experts])  # together, so that copies stay one
+    return tuple(replace(expert, denoiser=own) for expert, own in zip(experts, denoisers, strict=True))
 
 
 def _dotted(nested: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
