@@ -37,7 +37,7 @@ def quick(name: str, tiny: Path, out: Path, **changes: Any) -> Any:
         "attention": {"prompts": "bear, red style"},
         "winners": {"draws": 1},
         "prompts": {"show": 1},
-        "cost": {"experts": 3, "repeats": 1},
+        "cost": {"experts": 2, "repeats": 1, "presets": "small"},
         "copies": {"counts": (1, 2)},
         "quality": {"variants": ("jpeg", "captions")},
         "distilled": {"folders": {"same": str(tiny / "ensemble")}, "at": (1, 2)},

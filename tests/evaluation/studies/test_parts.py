@@ -84,7 +84,7 @@ def test_copies_share_weights_and_not_names() -> None:
 
 
 def test_stable_diffusion_is_counted_with_and_without_attention() -> None:
-    rows = sd15((3,))
+    rows = sd15((3,), ("paper",))
     alone, paper = rows[0], rows[1]
     assert alone[4] == pytest.approx(2 * 803.3, rel=1e-4)  # both halves of guidance
     assert alone[4] - alone[5] == pytest.approx(2 * 677.2, rel=1e-4)  # type: ignore[operator]  # AFA's own figure

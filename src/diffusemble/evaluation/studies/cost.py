@@ -23,7 +23,6 @@ from diffusemble.experts.expert import Expert
 
 ALONE, LEARNED = "one expert, or any merged model", "SABW"
 SD15 = {"sample_size": 64, "cross_attention_dim": 768}
-PRESETS = ("paper", "lite", "small")
 HEAD = ("way to draw", "experts", "parameters, M", "learned, M", "GFLOP", "of it attention", "× one expert")
 TIMED = (*HEAD, "ms", "× one expert, time", "weights, MiB", "working memory, MiB")
 
@@ -46,7 +45,10 @@ def run(config: CostConfig, lab: Lab) -> Findings:
             curves.setdefault(name, []).append(timed[name].seconds / timed[ALONE].seconds)
     own = Table("own", "A step of one picture with guidance: both halves in one batch.", TIMED, rows)
     published = Table(
-        "sd15", "The same operations for Stable Diffusion 1.5, 512 px; counted, not run.", HEAD, sd15(counts)
+        "sd15",
+        "The same operations for Stable Diffusion 1.5, 512 px; counted, not run.",
+        HEAD,
+        sd15(counts, config.presets),
     )
     ours = next(row for row in reversed(rows) if row[0] == LEARNED)
     sentence = (
@@ -87,13 +89,13 @@ def ways(experts: Sequence[Expert], like: EnsembleDenoiser, guidance: float) -> 
     }
 
 
-def sd15(counts: Sequence[int]) -> list[list[Cell]]:
+def sd15(counts: Sequence[int], presets: Sequence[str]) -> list[list[Cell]]:
     """Rows for experts of Stable Diffusion 1.5's size, on the meta device."""
     rows: list[list[Cell]] = []
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD15)
         rows.append(_counted(ALONE, describe(EnsembleDenoiser([unet])), 1))
-        for preset in PRESETS:
+        for preset in presets:
             for n in counts:
                 ensemble = EnsembleDenoiser([unet] * n, build_aggregator("sabw", [unet] * n, preset=preset))
                 rows.append(_counted(f"SABW `{preset}`", describe(ensemble), n))
