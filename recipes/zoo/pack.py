@@ -53,6 +53,9 @@ def pack_base(work: Path, target: Path) -> None:
     parts.pipeline(unet).save_pretrained(target)
     for file in target.rglob("*.safetensors"):
         file.chmod(0o644)
+    for config in target.rglob("config.json"):  # where it was trained is nobody's business
+        kept = {k: v for k, v in json.loads(config.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     config = target / "text_encoder/config.json"  # transformers obeys the stored type, diffusers opens in float32
     config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
 
