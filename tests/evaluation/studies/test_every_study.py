@@ -18,14 +18,14 @@ from tests.evaluation.studies.quick import quick
 
 TRAINING = [name for name in STUDIES if issubclass(CONFIGS[name], TrainedConfig)]
 OTHERS = [name for name in STUDIES if name not in TRAINING]
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in TRAINING if name != "granularity"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in TRAINING]
 
 
 def test_every_study_has_its_settings() -> None:
     assert list(CONFIGS) == list(STUDIES)
 
 
-@pytest.mark.parametrize("name", [*OTHERS, "granularity", *SLOW])
+@pytest.mark.parametrize("name", [*OTHERS, *SLOW])
 def test_a_study_leaves_its_page_and_goes_on_where_it_stopped(name: str, tiny: Path, tmp_path: Path) -> None:
     config = quick(name, tiny, tmp_path)
     findings, page = run_study(name, config)

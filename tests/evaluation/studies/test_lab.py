@@ -10,7 +10,7 @@ import pytest
 
 from diffusemble.evaluation.heldout import losses
 from diffusemble.evaluation.statistics import paired_bootstrap
-from diffusemble.evaluation.studies.compare import best_expert, comparison, loss_gaps, tally
+from diffusemble.evaluation.studies.compare import best_expert, comparison, loss_gaps, said, tally
 from diffusemble.evaluation.studies.digest import digest_of
 from diffusemble.evaluation.studies.experts import at_steps
 from diffusemble.evaluation.studies.findings import joined, scaled, verdict
@@ -93,6 +93,8 @@ def test_differences_are_paired_over_concepts(lab: Lab, systems: tuple[System, .
     difference = 1000 * (measured["ensemble"].losses - best.losses).mean(axis=1)
     expected = paired_bootstrap(difference, [row.concept for row in lab.rows], lab.config.bootstrap, lab.config.seed)
     assert gaps["ensemble"].low == pytest.approx(expected.low)
+    shown = f"{measured['ensemble'].loss - best.loss:+.2f}".replace("-", "−")
+    assert f"({shown} [" in said(measured["ensemble"], best, lab)
     table = comparison(measured, best, lab)
     assert [row[0] for row in table.rows] == [one.title for one in measured.values()]
     assert next(row for row in table.rows if row[0] == best.title)[2:] == [None, None]

@@ -32,7 +32,7 @@ def run(config: TrainedConfig, lab: Lab) -> Findings:
     reduced = {name: gaps[name] for name in ensembles if name != FULL}
     best = best_expert(measured)
     return Findings(
-        f"{said(full, best, lab.gap(full.losses, best.losses, lab.rows))} Taking one part away, against the whole "
+        f"{said(full, best, lab)} Taking one part away, against the whole "
         f"aggregator: {tally(reduced, lower_is_better=True)}; its untrained averages: "
         f"{tally({name: gaps[name] for name in AVERAGES}, lower_is_better=True)}.",
         (comparison(measured, full, lab),),

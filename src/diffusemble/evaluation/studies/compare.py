@@ -100,8 +100,9 @@ def gap_figure(measured: Mapping[str, Measured], gaps: Mapping[str, Interval], t
     return whiskers({measured[name].title: (gap.value, gap.low, gap.high) for name, gap in gaps.items()}, title)
 
 
-def said(one: Measured, reference: Measured, gap: Interval) -> str:
+def said(one: Measured, reference: Measured, lab: Lab) -> str:
     """One sentence about a held-out loss."""
+    gap = scaled(lab.gap(one.losses, reference.losses, lab.rows), 1000)
     return (
         f"{one.title} has a held-out loss of {one.loss:.2f} against {reference.loss:.2f} of {reference.title}: "
         f"{verdict(gap, lower_is_better=True)} ({in_words(gap)})."

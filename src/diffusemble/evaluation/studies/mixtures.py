@@ -41,8 +41,7 @@ def run(config: TrainedConfig, lab: Lab) -> Findings:
     ]
     dots = {one.title: (flops[name], one.loss) for name, one in measured.items()}
     return Findings(
-        f"{said(full, best, lab.gap(full.losses, best.losses, lab.rows))} Differences of the held-out loss ×1000 to "
-        f"it: {joined(others)}.",
+        f"{said(full, best, lab)} Differences of the held-out loss ×1000 to it: {joined(others)}.",
         (comparison(measured, full, lab, {"GFLOP of a step": dict(flops)}),),
         {"mixtures.png": scatter(dots, ("GFLOP of a step", "held-out loss ×1000"))},
         {"held-out pictures": len(lab.rows), "captions drawn": len(lab.jobs)},
