@@ -20,7 +20,7 @@ def test_variants_differ_in_one_thing_and_share_the_rest(tiny: Path, tmp_path: P
     assert all(run.aggregator.options["preset"] == "tiny" for run in runs.values())
     assert runs["no-text"].aggregator.options["text"] is False
     assert len({run.output for run in runs.values()}) == len(runs)
-    same = {run.model_copy(update={"output": None, "aggregator": None}).model_dump_json() for run in runs.values()}
+    same = {run.model_dump_json(exclude={"output", "aggregator"}) for run in runs.values()}
     assert len(same) == 1
 
 

@@ -20,6 +20,7 @@ from diffusemble.pictures.sheet import Column, contact_sheet
 from diffusemble.pictures.text import COLOURS, FAINT, INK
 
 AVERAGE = "block-average"
+FEWEST = 5  # concepts of a kind of prompt
 
 
 def run(config: PromptsConfig, lab: Lab) -> Findings:
@@ -56,7 +57,10 @@ def _kinds(rows: Sequence[Row]) -> Iterator[tuple[str, Array]]:
     for column in ("topic", "style"):
         values = np.array([getattr(row, column) for row in rows])
         for value in sorted(set(values.tolist())):
-            yield f"{column} {value}", values == value
+            own = values == value
+            # Fewer concepts give no interval: the bootstrap of a single one has no width.
+            if len({row.concept for row, chosen in zip(rows, own, strict=True) if chosen}) >= FEWEST:
+                yield f"{column} {value}", own
 
 
 def _gaps(ours: Measured, other: Measured, kinds: Mapping[str, Array], lab: Lab) -> dict[str, Interval]:
