@@ -14,6 +14,7 @@ from recipes.zoo.settings import WORK
 STAGES = (
     "data",
     "unseen",
+    "views",
     "vae",
     "text",
     "unet",

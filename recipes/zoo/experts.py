@@ -51,12 +51,14 @@ def fine_tune(name: str, work: Path, *, with_text: bool) -> None:
     target = work / "experts" / name
     if (target / "unet/config.json").exists():
         return
-    plan, parts, rows = plan_of("experts"), Parts.load(work), read_rows(work)
+    plan, parts, rows = plan_of("styles" if with_text else "topics"), Parts.load(work), read_rows(work)
     own = [row for row in rows if row["split"] == "train" and on_ground(name, row)]
     more = [row for row in unseen.read(work) if row["split"] == "experts" and on_ground(name, row)]
-    options = settings("experts")
-    further = spread(more, min(len(more), options["further"].get(name, len(more))))
-    corpus = Corpus.load(parts, own + further, work, variants=options["variants"]).balanced(len(own))
+    options = settings("styles" if with_text else "topics")
+    further = spread(more, min(len(more), options.get("further", {}).get(name, len(more))))
+    corpus = Corpus.load(parts, own + further, work, variants=options["variants"])
+    if options["balanced"]:
+        corpus = corpus.balanced(len(own))
     unet = UNet2DConditionModel.from_pretrained(work / "unet").to(DEVICE, memory_format=torch.channels_last)
     encoder = None
     if with_text:
