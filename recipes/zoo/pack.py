@@ -87,5 +87,4 @@ def make(work: Path = WORK, weights: Path = experts.WEIGHTS) -> None:
     pack_base(work, weights / "base")
     corpus = Corpus.load(Parts.load(work), [row for row in read_rows(work) if row["split"] == "pair"], work)
     report: dict[str, Any] = {name: pack_expert(name, work, weights, corpus) for name in experts.GROUNDS}
-    report["bytes"] = sum(p.stat().st_size for p in weights.rglob("*") if p.is_file())
     (work / "pack.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

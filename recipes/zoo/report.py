@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from diffusemble import zoo
+from diffusemble.zoo.experts import WEIGHTS
 from recipes.zoo.pictures import read_pictures, read_rows, to_signed
 from recipes.zoo.settings import WORK, settings
 from recipes.zoo.unet import Corpus, Parts, draw, held_out_errors, spread
@@ -160,6 +161,12 @@ def make(work: Path = WORK, docs: Path = DOCS) -> None:
         "packed": packed,
     }
     (docs / "zoo/numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    write_card(docs)
+
+
+def write_card(docs: Path = DOCS) -> None:
+    """Write `docs/zoo.md` from the numbers and the weights that are there."""
+    numbers = json.loads((docs / "zoo/numbers.json").read_text(encoding="utf-8"))
     card = Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
     (docs / "zoo.md").write_text(card.substitute(card_values(numbers)), encoding="utf-8")
 
@@ -184,7 +191,7 @@ def card_values(numbers: dict[str, Any]) -> dict[str, str]:
         "text_pair": f"{100 * numbers['text']['pair']:.0f}",
         **{key: table(numbers[key]) for key in numbers if key.endswith(("_topics", "_styles"))},
         "packing_change": f"{packing_change(packed):.5f}",
-        "megabytes": f"{packed['bytes'] / 2**20:.1f}",
+        "megabytes": f"{sum(p.stat().st_size for p in WEIGHTS.rglob('*') if p.is_file()) / 2**20:.1f}",
         "expert_megabytes": f"{packed['people']['bytes'] / 2**20:.1f}",
         "styles_megabytes": f"{packed['shaded']['bytes'] / 2**20:.1f}",
     }
