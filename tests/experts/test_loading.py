@@ -97,10 +97,10 @@ def tiny_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A zoo of tiny models in the place of the shipped one."""
     base = tiny_pipeline().to(torch.float16)
     base.save_pretrained(tmp_path / "weights/base")
-    (tmp_path / "weights/experts").mkdir()
     for number, name in enumerate(zoo.names()[1:], start=1):
         delta = {"conv_in.bias": base.unet.conv_in.bias + number}
-        save_file(delta, tmp_path / f"weights/experts/{name}.safetensors")
+        (tmp_path / "weights/experts" / name).mkdir(parents=True)
+        save_file(delta, tmp_path / f"weights/experts/{name}/unet.safetensors")
     monkeypatch.setattr("diffusemble.zoo.experts.WEIGHTS", tmp_path / "weights")
     monkeypatch.setenv("DIFFUSEMBLE_CACHE", str(tmp_path / "cache"))
 

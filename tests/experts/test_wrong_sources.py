@@ -24,7 +24,10 @@ def copied(models: Path, tmp_path: Path) -> Path:
         ("model.ckpt", r"model\.ckpt is a pickle file, and opening one can run any program"),
         ("org/model.pth", "is a pickle file"),
         ("https://example.org/org/name", "is a web address.*Give the repository's id, or download the file"),
-        ("zoo:dragons", "no model or group 'dragons'. Its groups are: topics; its models are: base, people"),
+        (
+            "zoo:dragons",
+            "no model or group 'dragons'. Its groups are: topics, styles, two, four, five, six; its models are: base, people",
+        ),
         ("", "A source of experts is a diffusers folder, a hub id"),
         (3, "A source of experts is .*; got 3"),
     ],
