@@ -23,7 +23,7 @@ AVERAGES = ("block-average", "noise-average")
 def run(config: TrainedConfig, lab: Lab) -> Findings:
     """Each ablation and the untrained averages against the whole aggregator, all trained alike."""
     ensembles = train_variants(VARIANTS, lab, needed=FULL)
-    systems = build_systems(lab.ensemble)
+    systems = build_systems(lab.ensemble, guidance=config.guidance)
     experts = tuple(system for system in systems if system.kind == "expert")
     compared = (*as_systems(ensembles, VARIANTS), *select(systems, AVERAGES), *experts)
     measured = lab.measure(compared, span=(0.8, 1))

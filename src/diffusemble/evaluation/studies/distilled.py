@@ -21,7 +21,7 @@ def run(config: DistilledConfig, lab: Lab) -> Findings:
         ValueError: no distilled ensembles are given.
     """
     _refuse_none(config)
-    systems = build_systems(lab.ensemble)
+    systems = build_systems(lab.ensemble, guidance=config.guidance)
     experts = [system for system in systems if system.kind == "expert"]
     best = best_expert(lab.measure(experts, draw=False, span=(0, 0.1)))
     usual = select(systems, (best.name, LEARNED))

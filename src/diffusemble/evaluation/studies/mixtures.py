@@ -29,7 +29,7 @@ def run(config: TrainedConfig, lab: Lab) -> Findings:
     systems = (
         *as_systems(ensembles, VARIANTS),
         System(SWITCH, "timestep switch", "control", together[SWITCH].pipeline()),
-        *(system for system in build_systems(lab.ensemble) if system.kind == "expert"),
+        *(system for system in build_systems(lab.ensemble, guidance=config.guidance) if system.kind == "expert"),
     )
     measured = lab.measure(systems, span=(0.8, 1))
     flops = dict.fromkeys(measured, describe(lab.ensemble).expert_flops / 1e9)

@@ -25,7 +25,7 @@ FEWEST = 5  # concepts of a kind of prompt
 
 def run(config: PromptsConfig, lab: Lab) -> Findings:
     """The ensemble against the best expert and the block average, kind by kind and caption by caption."""
-    systems = build_systems(lab.ensemble)
+    systems = build_systems(lab.ensemble, guidance=config.guidance)
     experts = tuple(system for system in systems if system.kind == "expert")
     measured = lab.measure((*experts, *select(systems, (AVERAGE, LEARNED))))
     best, ours = best_expert(measured), measured[LEARNED]

@@ -37,7 +37,7 @@ def run(config: QualityConfig, lab: Lab) -> Findings:
         name: Variant(one.title, _data(name, config, lab)) for name, one in chosen(known, config, CLEAN).items()
     }
     ensembles = train_variants(variants, lab, needed=CLEAN)
-    systems = build_systems(lab.ensemble)
+    systems = build_systems(lab.ensemble, guidance=config.guidance)
     average = select(systems, ("block-average",))
     measured = lab.measure((*as_systems(ensembles, variants), *average), span=(0.8, 1))
     gaps = loss_gaps(measured, measured[CLEAN], lab)

@@ -45,7 +45,7 @@ class Field:
 
 def run(config: WinnersConfig, lab: Lab) -> Findings:
     """Shares of wins by position, timestep and kind of prompt, beside the weights at the last point."""
-    systems = build_systems(lab.ensemble)
+    systems = build_systems(lab.ensemble, guidance=config.guidance)
     experts = [system for system in systems if system.kind == "expert"]
     field = measure(experts, select(systems, (LEARNED,))[0], lab)
     names = [system.name for system in experts]
