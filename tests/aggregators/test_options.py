@@ -172,6 +172,6 @@ def test_without_space_every_expert_has_one_weight():
         ensemble_of(name, denoisers(1, 2, 3)).aggregator.weigh(0, features, context)
         for name in ("sabw without space", "sabw")
     )
-    assert torch.equal(maps, maps[:, :, :1, :1].expand_as(maps))
+    torch.testing.assert_close(maps, maps[:, :, :1, :1].expand_as(maps), rtol=1e-12, atol=0)
     # A mean of logits is, up to a factor common to all experts, a geometric mean of weights.
     torch.testing.assert_close(maps[..., 0, 0], spatial.log().mean(dim=(2, 3)).softmax(dim=1))

@@ -32,7 +32,7 @@ def test_the_header_says_what_to_build(saved: Path):
     with safe_open(str(saved), framework="pt") as opened:
         spec = json.loads(opened.metadata()[HEADER_KEY])
     assert spec["name"] == "sabw"
-    size = {"width": 32, "heads": 4, "layers": 1, "groups": 8, "pool": 1, "pool_from": 32}
+    size = {"width": 16, "heads": 4, "layers": 1, "groups": 4, "pool": 1, "pool_from": 32}
     assert spec["options"] == {"points": [0, 24], **size, "time": True, "text": True, "spatial": True}
     assert (spec["sizes"]["experts"], spec["sizes"]["text"], len(spec["sizes"]["channels"])) == (2, 20, 25)
 
@@ -75,8 +75,8 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path):
         (lambda weights: weights.pop("at.0.conv_in.bias"), "the tensor 'at.0.conv_in.bias' is missing"),
         (lambda weights: weights.update(extra=torch.zeros(1)), "the tensor 'extra' is unknown"),
         (
-            lambda weights: weights.update({"at.24.conv_out.weight": torch.zeros(3, 32, 1, 1)}),
-            r"'at.24.conv_out.weight' has the shape \(3, 32, 1, 1\), expected \(2, 32, 1, 1\)",
+            lambda weights: weights.update({"at.24.conv_out.weight": torch.zeros(3, 16, 1, 1)}),
+            r"'at.24.conv_out.weight' has the shape \(3, 16, 1, 1\), expected \(2, 16, 1, 1\)",
         ),
     ],
 )

@@ -170,7 +170,7 @@ def test_describe_prints_experts_points_and_costs(folders: tuple[str, ...], trai
     ):
         assert text in done.output
     whole = run("describe", trained)
-    assert "sabw (points all, width 32" in whole.output
+    assert "sabw (points all, width 16" in whole.output
 
 
 def test_the_zoo_is_listed() -> None:

@@ -34,4 +34,4 @@ def test_points_of_a_router_are_where_it_chooses() -> None:
     unets = [tiny_unet(seed) for seed in range(2)]
     found = describe(EnsembleDenoiser(unets, build_aggregator("mixture-denoisers", unets, preset="tiny")))
     assert [point.name for point in found.points if point.aggregated] == ["conv_in"]
-    assert found.aggregator.startswith("mixture-denoisers (width 32, ")
+    assert found.aggregator.startswith("mixture-denoisers (width 16, ")

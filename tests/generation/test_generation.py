@@ -133,7 +133,7 @@ def test_a_prompt_that_is_cut_off_is_said(folders: tuple[str, ...], caplog: pyte
 def test_aggregator_and_type_are_those_of_the_configuration(folders: tuple[str, ...], trained: str) -> None:
     sabw = build_ensemble(config_of(experts=folders, aggregator={"name": "sabw", "options": {"preset": "tiny"}}))
     assert isinstance(sabw.aggregator, SABW)
-    assert sabw.aggregator.options.width == 32
+    assert sabw.aggregator.options.width == 16
     half = build_ensemble(config_of(ensemble=trained, dtype="bfloat16"))
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     assert not half.training

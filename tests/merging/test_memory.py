@@ -23,8 +23,14 @@ folder = Path(sys.argv[1])
 def grown(work):
     before = psutil.Process().memory_info().rss
     work()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(round((peak - before) / 2**20), flush=True)
+    print(round((peak() - before) / 2**20), flush=True)
+
+def peak():
+    status = Path("/proc/self/status")  # getrusage would count the parent as well, as it was at the fork
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 def merged(count, method, **more):
     out = str(folder / f"{method}{count}.safetensors")
