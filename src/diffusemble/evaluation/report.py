@@ -36,10 +36,10 @@ def write_report(results: Results, scores: Scores, config: EvaluateConfig, notes
 
 def sections(results: Results, config: EvaluateConfig, notes: Mapping[str, Any], folder: str) -> Iterable[Section]:
     """The page from top to bottom; ``folder`` is where its pictures are."""
-    yield "# Results"
+    yield f"# Results: {(config.ensemble or 'experts').removeprefix('zoo:')}"
     yield (
         f"Written by `diffusemble evaluate --protocol {config.protocol}`; how it measures is in "
-        f"[evaluation.md](evaluation.md). Intervals are 95 %, paired by picture, over {config.bootstrap:,} bootstrap "
+        f"`docs/evaluation.md`. Intervals are 95 %, paired by picture, over {config.bootstrap:,} bootstrap "
         f"samples that draw whole concepts. Every system gets the same captions, noise and seeds. All are compared "
         f"with **{results.best}**, the single expert with the lowest loss on held-out pairs. Bold differences are "
         f"clear of zero. Every table lies as Markdown, LaTeX and CSV in `{folder}/tables`."
