@@ -34,6 +34,7 @@ zoo: $(READY)  ## train the shipped experts again (hours on a CPU)
 	$(BIN)/python -m recipes.zoo
 
 results: $(READY)  ## measure the main tables again (an hour on two cores)
+	$(BIN)/python -m recipes.zoo data
 	PATH=$(CURDIR)/$(BIN):$$PATH recipes/results/merge.sh
 	$(BIN)/diffusemble evaluate --config recipes/results/topics.yaml
 	$(BIN)/diffusemble evaluate --config recipes/results/styles.yaml

@@ -13,7 +13,7 @@ from diffusemble.app import block_weights, study
 from diffusemble.app.distill import distill
 from diffusemble.app.merge import merge
 from diffusemble.app.report import report
-from diffusemble.app.terminal import Commands, hush_bars, out, progress_bar
+from diffusemble.app.terminal import Commands, hush_bars, out, progress_bar, training_line
 
 if TYPE_CHECKING:
     from diffusemble.generation import Saved
@@ -140,16 +140,10 @@ def train(settings: Settings = None, config: Config = None) -> None:
 
     run = load_config(TrainConfig, config, settings or ())
     with progress_bar("starting") as tell:
-        from diffusemble.training.train import Progress
         from diffusemble.training.train import train as learn
 
         hush_bars()
-
-        def show(now: Progress) -> None:
-            loss = "" if now.loss is None else f", loss {now.loss:.4f}"
-            tell(now.done / now.total if now.total else 0.0, f"{now.stage} {now.done}{loss}")
-
-        folder = learn(run, progress=show)
+        folder = learn(run, progress=lambda now: tell(*training_line(now)))
     out().print(f'ensemble  {folder}\ndraw:     diffusemble generate "a prompt" --ensemble {folder}', markup=False)
 
 

@@ -7,13 +7,16 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from typer import Exit
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from diffusemble.training.run import Progress as Training
 
 MISTAKE, INTERRUPTED = 2, 130
 """Exit codes: something the user can mend, and Ctrl-C."""
@@ -127,3 +130,9 @@ def _spoken(level: int) -> Iterator[None]:
         log.removeHandler(speaker)
         log.setLevel(before[0])
         log.propagate = before[1]
+
+
+def training_line(now: Training) -> tuple[float, str]:
+    """Share that is done, 0 to 1, and what a training does at this moment, for ``progress_bar``."""
+    loss = "" if now.loss is None else f", loss {now.loss:.4f}"
+    return now.done / now.total if now.total else 0.0, f"{now.stage} {now.done}{loss}"
