@@ -1,0 +1,73 @@
+"""What one model does in one step, and the protocol of everything that combines several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+Moment = Literal["prediction", "latents"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much picture and how much noise latents hold, x = alpha x_0 + sigma ε, in the scheduler's own scale.
+
+    Variance preserving schedulers have alpha² + sigma² = 1, Euler's sigma space alpha = 1, flow matching
+    alpha = 1 - sigma.
+    """
+
+    alpha: float
+    sigma: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One member's denoising step.
+
+    Attributes:
+        index: of the step, from 0.
+        timestep: that the denoiser was called with, in the scheduler's unit.
+        before: level of ``sample``.
+        after: level of ``stepped``.
+        sample: latents that the step starts from.
+        prediction: guided output of the denoiser, as ``scheduler.step`` takes it.
+        kind: what ``prediction`` is.
+        weight: of the member.
+        length: of its deviation optimisation, as a share of the root of the number of latent values.
+        halves: predictions without and with the prompt, before guidance; None where the pipeline shows only one.
+        guidance: scale that joined them; None where it is not known.
+        stepped: latents after the scheduler's step; None before it.
+    """
+
+    index: int
+    timestep: float
+    before: Level
+    after: Level
+    sample: Float[Tensor, "b ..."]
+    prediction: Float[Tensor, "b ..."]
+    kind: Prediction
+    weight: float
+    length: float
+    halves: tuple[Tensor, Tensor] | None = None
+    guidance: float | None = None
+    stepped: Float[Tensor, "b ..."] | None = None
+
+
+class Combine(Protocol):
+    """One way to combine members, made anew for every picture, so that it may remember earlier steps.
+
+    Attributes:
+        moment: ``"prediction"``: before the scheduler's step, what is exchanged are predictions;
+            ``"latents"``: after it, what is exchanged are latents.
+    """
+
+    moment: Moment
+
+    def __call__(self, steps: Sequence[Step]) -> Sequence[Tensor]:
+        """What each member goes on with, in their order; the base is the first."""
+        ...
