@@ -140,6 +140,7 @@ STUDIES: Mapping[str, Entry] = {
         ("mixtures", "Only one expert runs", "AFA, ICLR 2025, appendix E"),
         ("copies", "One good expert with copies of a poor one", "AFA, rebuttal: .4746 to .4593, alone .4238"),
         ("quality", "Clean and damaged training pictures", "AFA, rebuttal: the training set matters little"),
+        ("training", "Other ways to train the same aggregator", "AFA, section 3.3"),
         ("winners", "Which expert errs least, where and when", ""),
         ("attention", "Whom the aggregator listens to", "AFA, ICLR 2025, figure 5"),
         ("granularity", "How often to aggregate", ""),

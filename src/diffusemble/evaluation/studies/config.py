@@ -164,6 +164,7 @@ CONFIGS: Mapping[str, type[StudyConfig]] = {
     "mixtures": TrainedConfig,
     "copies": CopiesConfig,
     "quality": QualityConfig,
+    "training": TrainedConfig,
     "winners": WinnersConfig,
     "attention": AttentionConfig,
     "granularity": TrainedConfig,
