@@ -42,6 +42,9 @@ class Step:
         halves: predictions without and with the prompt, before guidance; None where the pipeline shows only one.
         guidance: scale that joined them; None where it is not known.
         stepped: latents after the scheduler's step; None before it.
+        member: place of the member among all that were given, from 0; the base is 0.
+        beta: variance β_t = 1 - ᾱ_t / ᾱ_{t-1} of the training step ``timestep``; None where the scheduler has none.
+        previous: what the member did one step before (its own ``previous`` left out); None at the first step.
     """
 
     index: int
@@ -56,18 +59,25 @@ class Step:
     halves: tuple[Tensor, Tensor] | None = None
     guidance: float | None = None
     stepped: Float[Tensor, "b ..."] | None = None
+    member: int = 0
+    beta: float | None = None
+    previous: Step | None = None
 
 
 class Combine(Protocol):
     """One way to combine members, made anew for every picture, so that it may remember earlier steps.
 
+    It is called once per step with the members whose window the step lies in, so members may leave on the way; with
+    one alone it gives back what that one has. The base is the first and never leaves.
+
     Attributes:
-        moment: ``"prediction"``: before the scheduler's step, what is exchanged are predictions;
+        moment: ``"prediction"``: before the scheduler's step, what is exchanged are predictions, all of one and the
+            same latents: members start from the same noise, and their schedulers draw the same noise on the way;
             ``"latents"``: after it, what is exchanged are latents.
     """
 
     moment: Moment
 
     def __call__(self, steps: Sequence[Step]) -> Sequence[Tensor]:
-        """What each member goes on with, in their order; the base is the first."""
+        """What each member goes on with, in the order of ``steps``."""
         ...
