@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ def write_control(weights: Mapping[str, Tensor], file: str | Path, header: Mappi
     save_file(tensors, str(file), metadata={HEADER_KEY: json.dumps(dict(header))})
 
 
-def read_control(file: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_control(file: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header of a ``.safetensors`` file; the header is empty in files of others.
 
     Args:
         file: what ``write_control`` or somebody else wrote.
-        remedy: what to do with a pickled file, for the message.
 
     Raises:
         ValueError: the file is missing, damaged or no safetensors file.
@@ -36,7 +35,8 @@ def read_control(file: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict
         raise ValueError(f"There is no file {file}. Give the path of a control's .safetensors file.")
     if file.suffix != ".safetensors":
         raise ValueError(
-            f"{file} is no .safetensors file, and other formats of weights can run code when they are opened. {remedy}"
+            f"{file} is no .safetensors file, and other formats of weights can run code when they are opened. Convert "
+            f"it without that: python -m diffusemble.controls.convert {file} {file.with_suffix('.safetensors')}"
         )
     try:
         with safe_open(str(file), framework="pt") as opened:
@@ -47,11 +47,13 @@ def read_control(file: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict
 
 
 def read_pickled(file: str | Path) -> dict[str, Tensor]:
-    """Tensors of a pickled checkpoint, read without running code from it.
+    """Tensors of a pickled checkpoint, read without running code from it; names of nested parts are joined by dots.
 
     Raises:
         ValueError: the file holds anything but tensors and plain values.
     """
+    if not Path(file).is_file():
+        raise ValueError(f"There is no file {file}. Give the path of a checkpoint.")
     try:
         loaded = torch.load(str(file), map_location="cpu", weights_only=True)
     except Exception as error:
@@ -59,8 +61,15 @@ def read_pickled(file: str | Path) -> dict[str, Tensor]:
             f"{file} cannot be read without running code from it ({str(error).splitlines()[0]}). Ask its author for a "
             f".safetensors file, or convert it where nothing can be harmed."
         ) from error
-    weights = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
-    return {key: value for key, value in weights.items() if isinstance(value, Tensor)}
+    return dict(_tensors(loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}, ""))
+
+
+def _tensors(parts: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for key, value in parts.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value, f"{prefix}{key}.")
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
