@@ -36,19 +36,27 @@ def cross_attentions(unet: nn.Module) -> dict[str, Any]:
         for name, module in unet.named_modules()
         if isinstance(module, Attention) and name.rsplit(".", 1)[-1] == "attn2"
     }
-    stages = ("down_blocks", "mid_block", "up_blocks")  # a U-Net registers its middle block last
-    return dict(sorted(found.items(), key=lambda item: stages.index(item[0].split(".", 1)[0])))
+    return {name: found[name] for name in sorted(found, key=running_order)}
+
+
+def running_order(name: str) -> tuple[int, list[int]]:
+    """Sorts names of a U-Net's layers as they run; it registers its middle block last."""
+    stage, *rest = name.split(".")
+    return ("down_blocks", "mid_block", "up_blocks").index(stage), [int(part) for part in rest if part.isdigit()]
 
 
 @contextmanager
-def replaced(unet: nn.Module, processors: Mapping[str, Processor]) -> Iterator[None]:
-    """Give the attentions of these names other processors, and their own ones back at the end."""
+def replaced(unet: nn.Module, processors: Mapping[str, Processor]) -> Iterator[dict[str, Any]]:
+    """Give the attentions of these names other processors, and their own ones back at the end.
+
+    Yields no further arguments for the U-Net, as a control's context does.
+    """
     attentions: dict[str, Any] = {name: unet.get_submodule(name) for name in processors}
     own = {name: attention.processor for name, attention in attentions.items()}
     try:
         for name, processor in processors.items():
             attentions[name].set_processor(processor)
-        yield
+        yield {}
     finally:
         for name, processor in own.items():
             attentions[name].set_processor(processor)
