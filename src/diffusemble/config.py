@@ -6,10 +6,10 @@ Nothing here imports torch, so that a command line can check its settings before
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diffusemble.registry import AGGREGATORS, SCHEDULERS, Entry
 
@@ -55,6 +55,33 @@ def known(table: Mapping[str, Entry], name: str, what: str) -> str:
     if name not in table:
         raise ValueError(f"there is no {what} {name!r}{nearest(name, table)}. Choose one of: {', '.join(table)}")
     return name
+
+
+Options = TypeVar("Options", bound=BaseModel)
+
+
+def chosen(model: type[Options], options: Mapping[str, Any], what: str, also: Iterable[str] = ()) -> Options:
+    """A method's ``options``, checked; ``what`` names the method, ``also`` what it takes beside its fields.
+
+    Raises:
+        ValueError: an option that it does not have, or a value that the option cannot have.
+    """
+    known = [*model.model_fields, *also]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{what} has no option {option!r}. Its options are: {', '.join(known) or 'none'}.")
+    try:
+        return model(**options)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(what, error))) from error
+
+
+def _explain(method: str, error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        option = ".".join(str(part) for part in problem["loc"])
+        own = problem.get("ctx", {}).get("error")  # a message of this package
+        what = own or f"{problem['msg']}; got {problem['input']!r:.80}."
+        yield f"{method}, option {option!r}: {what}" if option else f"{method}: {what}"
 
 
 class AggregatorConfig(Schema):

@@ -53,6 +53,20 @@ SCHEDULERS: Mapping[str, Entry] = {
     "lcm": Entry("diffusers:LCMScheduler", "LCM, for what `distill` made", "arXiv 2310.04378"),
 }
 
+COMBINES: Mapping[str, Entry] = {
+    name: Entry(f"diffusemble.latent.combine.{target}", title, paper)
+    for name, target, title, paper in (
+        ("amdm", "amdm:AMDM", "Latents on one sphere, then drawn to where each model would go", "arXiv 2410.05262"),
+        ("linear", "averages:Linear", "Weighted average of the latents", ""),
+        ("masks", "averages:Masks", "Every model's latents in its own region", "MultiDiffusion, arXiv 2302.08113"),
+        ("composable", "composable:Composable", "Guidance of all models added up; AND and NOT", "arXiv 2206.01714"),
+        ("magicfusion", "magicfusion:MagicFusion", "The most salient model of every place", "arXiv 2303.13126"),
+        ("superdiff-or", "superdiff:Either", "The likelier model leads", "SuperDiff, arXiv 2412.17762"),
+        ("superdiff-and", "superdiff:Both", "Equally likely under all models", "SuperDiff, arXiv 2412.17762"),
+        ("none", "averages:Alone", "Nothing is exchanged: each model alone", ""),
+    )
+}
+
 METRICS: Mapping[str, Entry] = {
     "fid": Entry(
         "diffusemble.evaluation.metrics.frechet:FID", "Fréchet distance of Inception features", "arXiv 1706.08500"

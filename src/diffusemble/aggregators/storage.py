@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusemble.aggregators.base import Combiner, CombinerOptions, Sizes
+from diffusemble.config import chosen
 from diffusemble.registry import AGGREGATORS, lookup
 
 HEADER_KEY = "diffusemble.aggregator"
@@ -26,24 +25,10 @@ def create(name: str, sizes: Sizes, options: dict[str, Any]) -> Combiner:
         ValueError: there is no such aggregator or option, or an option has a value that it cannot have.
     """
     cls = lookup(AGGREGATORS, name, "aggregator")
-    known = [*cls.Options.model_fields, *(["preset"] if cls.presets else [])]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"Aggregator {name!r} has no option {option!r}. Its options are: {', '.join(known)}.")
-    try:
-        chosen = cls.Options(**options)
-    except ValidationError as error:
-        raise ValueError("\n".join(_explain(name, error))) from error
-    built: Combiner = cls(sizes, chosen)
+    also = ["preset"] if cls.presets else []
+    settings = chosen(cls.Options, options, f"Aggregator {name!r}", also)
+    built: Combiner = cls(sizes, settings)
     return built
-
-
-def _explain(name: str, error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
-        option = ".".join(str(part) for part in problem["loc"])
-        own = problem.get("ctx", {}).get("error")  # a message of this package
-        what = own or f"{problem['msg']}; got {problem['input']!r:.80}."
-        yield f"Aggregator {name!r}, option {option!r}: {what}" if option else f"Aggregator {name!r}: {what}"
 
 
 def name_of(aggregator: Combiner) -> str:

@@ -32,7 +32,7 @@ def to_noise(prediction: Float[Tensor, "b ..."], sample: Tensor, level: Level, k
         return (sample + alpha * prediction) / (alpha + sigma)
     if sigma == 0:
         raise ValueError(
-            "Clean latents (sigma 0) hold no noise that could be told from a predicted sample. Ask before the last step."
+            "Clean latents (sigma 0) hold no noise that could be told from a predicted sample. Ask before it."
         )
     return (sample - alpha * prediction) / sigma
 

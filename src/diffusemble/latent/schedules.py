@@ -55,8 +55,8 @@ def levels(scheduler: Any, timestep: float | Tensor) -> tuple[Level, Level]:
     if hasattr(scheduler, "alphas_cumprod"):
         return _preserving(scheduler.alphas_cumprod[int(timestep)]), _after(scheduler, int(timestep))
     raise ValueError(
-        f"{type(scheduler).__name__} has neither sigmas nor alphas_cumprod, so nothing tells how much noise its latents "
-        f"hold. Use one of DDIM, DDPM, PNDM, LCM, DPM-Solver++, Euler or flow-matching Euler."
+        f"{type(scheduler).__name__} has neither sigmas nor alphas_cumprod, so nothing tells how much noise its "
+        f"latents hold. Use one of DDIM, DDPM, PNDM, LCM, DPM-Solver++, Euler or flow-matching Euler."
     )
 
 
@@ -81,7 +81,9 @@ def schedule_difference(first: Any, second: Any) -> str:
             continue  # before set_timesteps it is the training table, which the first round compared
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             if len(a) != len(b):
-                return f"{name} has {len(a)} entries for {type(first).__name__} and {len(b)} for {type(second).__name__}"
+                return (
+                    f"{name} has {len(a)} entries for {type(first).__name__} and {len(b)} for {type(second).__name__}"
+                )
             a, b = a.cpu().float(), b.cpu().float()
             if not torch.allclose(a, b, rtol=1e-4, atol=1e-7):
                 at = int((a - b).abs().argmax())
@@ -108,7 +110,7 @@ def _preserving(cumulative: Tensor | float) -> Level:
 
 
 def _after(scheduler: Any, timestep: int) -> Level:
-    """Level after a step of a scheduler that has ``alphas_cumprod`` alone; these find their next timestep differently."""
+    """Level after a step where there is ``alphas_cumprod`` alone: such schedulers each find the next timestep anew."""
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     if hasattr(scheduler, "plms_timesteps"):
         # PNDM takes its first step twice: the second time it is called with the timestep that it goes to.
