@@ -1,4 +1,4 @@
-"""Make the zoo: `python -m recipes.zoo` runs every stage in order, or only the ones named.
+"""Make the zoo: `python -m recipes.zoo` runs every stage in order, or only the ones named (`scenes`: all of its own).
 
 Each stage skips what is done and goes on from its last checkpoint when it was interrupted.
 """
@@ -24,18 +24,22 @@ STAGES = (
     "report",
     "prompt_match",
     "style_probe",
+    "scenes.data",
+    "scenes.base",
+    "scenes.probe",
 )
 
 
 def main(names: list[str]) -> None:
     """Run stages by name; all of them when none is named."""
-    unknown = [name for name in names if name not in STAGES]
+    chosen = {name: [stage for stage in STAGES if stage == name or stage.startswith(f"{name}.")] for name in names}
+    unknown = [name for name, stages in chosen.items() if not stages]
     if unknown:
         raise SystemExit(f"the stages are {', '.join(STAGES)}; not {', '.join(unknown)}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for name in names or STAGES:
-        logging.info("stage %s", name)
-        importlib.import_module(f"recipes.zoo.{name}").make(WORK)
+    for stage in [stage for stages in chosen.values() for stage in stages] or STAGES:
+        logging.info("stage %s", stage)
+        importlib.import_module(f"recipes.zoo.{stage}").make(WORK)
 
 
 if __name__ == "__main__":

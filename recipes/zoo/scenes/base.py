@@ -35,7 +35,7 @@ def partial_caption(scene: Scene, generator: torch.Generator) -> str:
 
 
 def noise_loss(data: Scenes, predict: Predict, plan: Plan) -> Callable[[int, torch.Generator], Tensor]:
-    """The loss of one step: min-SNR weighted squared error of what ``predict(noisy, times, scenes, generator)`` says."""
+    """The loss of one step: min-SNR weighted squared error of ``predict(noisy, times, scenes, generator)``."""
     cumulative = build_scheduler().alphas_cumprod
     weights = (cumulative / (1 - cumulative)).reciprocal().mul(SNR_LIMIT).clamp(max=1.0)
 
@@ -111,14 +111,14 @@ def make(work: Path = WORK) -> None:
     unet = UNet2DConditionModel.from_pretrained(work / "unet").to(DEVICE, memory_format=torch.channels_last)
 
     def partial(model: nn.Module) -> Predict:
-        return lambda noisy, times, scenes, generator: model(
-            noisy, times, parts.embed([partial_caption(scene, generator) for scene in scenes]).to(DEVICE)
-        ).sample
+        return lambda noisy, times, scenes, generator: (
+            model(noisy, times, parts.embed([partial_caption(scene, generator) for scene in scenes]).to(DEVICE)).sample
+        )
 
     def full(model: nn.Module) -> Predict:
-        return lambda noisy, times, scenes, generator: model(
-            noisy, times, parts.embed([scene.caption() for scene in scenes]).to(DEVICE)
-        ).sample
+        return lambda noisy, times, scenes, generator: (
+            model(noisy, times, parts.embed([scene.caption() for scene in scenes]).to(DEVICE)).sample
+        )
 
     name = "scenes"
     average = train(unet, noise_loss(data, partial(unet), plan), plan, work / "training" / name,

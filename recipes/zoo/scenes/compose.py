@@ -31,7 +31,7 @@ def options() -> dict[str, Any]:
 
 
 def held_pair(kind: str, first: str, second: str) -> bool:
-    """Whether two things (in any order), or a subject's and an object's colour, are never shown together in training."""
+    """Whether two things (in any order), or a subject's and an object's colour, never meet in training."""
     words = (first, second) if kind == "colours" else sorted((first, second))
     return fraction(f"scene {kind}:{words[0]}:{words[1]}") < HELD_OUT
 

@@ -12,7 +12,6 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from diffusemble.evaluation.scenes.scene import Scene
-from recipes.zoo.pictures import to_signed
 from recipes.zoo.scenes.compose import Icons, options, picture, scenes
 from recipes.zoo.settings import DEVICE, WORK
 from recipes.zoo.vae import encode
@@ -40,7 +39,9 @@ def pictures(asked: list[Scene], icons: Icons) -> Tensor:
 
 def write(work: Path, split: str, asked: list[Scene], icons: Icons) -> None:
     """Encode scenes and write `work/scenes/<split>`."""
-    vae = AutoencoderKL.from_pretrained(work / "vae").requires_grad_(False).to(DEVICE, memory_format=torch.channels_last)
+    vae = (
+        AutoencoderKL.from_pretrained(work / "vae").requires_grad_(False).to(DEVICE, memory_format=torch.channels_last)
+    )
     found = []
     for start in range(0, len(asked), 64):
         batch = pictures(asked[start : start + 64], icons).to(DEVICE)
