@@ -99,7 +99,7 @@ def _properties(expert: Expert, first: Expert) -> Iterator[tuple[str, Any, Any]]
     for key in inspect.signature(type(first.denoiser)).parameters:
         if key not in FREE_CONFIG:
             yield f"denoiser {key}", _plain(mine.get(key)), _plain(other.get(key))
-    for part, describe in (("scheduler", _schedule), ("vae", _latents), *((part, _tokens) for part in _TOKENIZERS)):
+    for part, describe in (("scheduler", _schedule), ("vae", latent_space), *((part, _tokens) for part in _TOKENIZERS)):
         if part in expert.components and part in first.components:
             a, b = describe(expert.components[part]), describe(first.components[part])
             yield from ((f"{part} {key}", a[key], b[key]) for key in a)
@@ -110,7 +110,7 @@ def _schedule(scheduler: Any) -> dict[str, Any]:
     return {key: _plain(_config(scheduler).get(key)) or None for key in _SCHEDULE}
 
 
-def _latents(vae: Any) -> dict[str, Any]:
+def latent_space(vae: Any) -> dict[str, Any]:
     config = _config(vae)
     levels = len(config.get("block_out_channels", ()))
     return {"downsampling factor": 2 ** (levels - 1) if levels else None} | {key: config.get(key) for key in _LATENTS}
