@@ -6,6 +6,7 @@ Written from the mathematics alone. Attributes have the names that published wei
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,8 @@ class Instances:
 class Attention(nn.Module):
     """Attention with several heads: queries from one width, keys and values from another."""
 
+    to_out: Any
+
     def __init__(self, channels: int, context: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -80,6 +83,8 @@ class Attention(nn.Module):
 
 class PositionNet(nn.Module):
     """A box as a token."""
+
+    linears_position: Any
 
     def __init__(self, context: int, hidden: int) -> None:
         super().__init__()
@@ -123,6 +128,9 @@ class SpatialGate(nn.Module):
 class Cbam(nn.Module):
     """Convolutional block attention (arXiv 1807.06521): first channels, then places."""
 
+    ChannelGate: Any
+    SpatialGate: Any
+
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.ChannelGate = ChannelGate(channels, hidden)
@@ -135,6 +143,9 @@ class Cbam(nn.Module):
 
 class ShadingAggregation(nn.Module):
     """Weighs background, instances and layout against each other at every place."""
+
+    conv1: Any
+    conv2: Any
 
     def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
