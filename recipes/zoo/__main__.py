@@ -27,6 +27,10 @@ STAGES = (
     "scenes.data",
     "scenes.base",
     "scenes.probe",
+    "controls.image_encoder",
+    "controls.interaction",
+    "controls.migc",
+    "controls.image_prompt",
 )
 
 

@@ -1,0 +1,63 @@
+"""Trains the interaction model: things, boxes and a relation, by gated layers; prompts without colours and style."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from diffusemble.controls.interaction import Interaction, InteractionCondition
+from diffusemble.evaluation.scenes.conditions import relations_of
+from diffusemble.evaluation.scenes.scene import Scene
+from recipes.zoo.controls.training import DROPPED, Lesson, Words, chance, frozen_base, teach
+from recipes.zoo.settings import WORK, settings
+from recipes.zoo.unet import Parts
+
+NAME = "interaction"
+OPEN = 0.3  # of the gates at the start: closed ones take long to open
+
+
+def build(unet: UNet2DConditionModel) -> Interaction:
+    """A new control, its gates a little open."""
+    torch.manual_seed(0)
+    control = Interaction.from_unet(unet, **settings(NAME)["model"])
+    with torch.no_grad():
+        for name, weight in control.named_parameters():
+            if name.endswith(("alpha_attn", "alpha_dense")):
+                weight.fill_(OPEN)
+    return control
+
+
+def condition(scene: Scene, words: Words) -> InteractionCondition:
+    """What `interaction_condition` makes of a scene, with phrases encoded once."""
+    relations = relations_of(scene)
+    phrases = [
+        words([getattr(relation, role) for relation in relations])[1] for role in ("subject", "action", "object")
+    ]
+    boxes = [torch.tensor([getattr(r, key) for r in relations]) for key in ("subject_box", "object_box")]
+    return InteractionCondition(*boxes, *phrases)
+
+
+def lesson(words: Words) -> Lesson:
+    """Prompts name the things, half of them the relation too."""
+
+    def captions(scene: Scene, generator: torch.Generator) -> str:
+        return scene.caption(colours=False, style=False, relation=chance(generator))
+
+    def conditions(scenes: Sequence[Scene], generator: torch.Generator) -> list[InteractionCondition | None]:
+        return [None if chance(generator, DROPPED) else condition(scene, words) for scene in scenes]
+
+    return Lesson(NAME, captions, conditions)
+
+
+def make(work: Path = WORK) -> None:
+    """Train the control and write `work/controls/interaction.safetensors`."""
+    target = work / "controls/interaction.safetensors"
+    if target.exists():
+        return
+    parts, unet = Parts.load(work), frozen_base(work)
+    average = teach(build(unet), unet, parts, lesson(Words(parts)), work)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    average.save_pretrained(target)  # type: ignore[operator]
