@@ -96,20 +96,17 @@ class ControlledUNet(nn.Module):
         """Predict what the U-Net predicts under its controls.
 
         Raises:
-            ValueError: guidance halves are expected and the batch is odd.
+            ValueError: guidance halves are expected, and the batch does not hold the same latents twice.
         """
         own = dict(cross_attention_kwargs or {})
         guided = own.pop("guided", self.guided)
-        if guided and len(sample) % 2:
-            raise ValueError(
-                f"A guided call has an unconditional and a conditional half, so an even batch; got {len(sample)} rows. "
-                f'Draw with a guidance scale above 1, or pass cross_attention_kwargs={{"guided": False}}.'
-            )
+        if guided:
+            check_halves(sample)
         call = Call(sample, timestep, encoder_hidden_states, guided)
         added = dict(added_cond_kwargs or {})
+        conditions = [own.pop(control.key, None) for control in self.controls]
         with ExitStack() as stack:
-            for control in self.controls:
-                condition = own.pop(control.key, None)
+            for control, condition in zip(self.controls, conditions, strict=True):
                 if condition is not None:
                     more = stack.enter_context(control.attached(self.unet, condition, call))
                     own.update(more.get("cross_attention_kwargs", {}))
@@ -122,6 +119,13 @@ class ControlledUNet(nn.Module):
                 added_cond_kwargs=added or None,
                 **inputs,
             )
+
+    def __getattr__(self, name: str) -> Any:
+        """What pipelines ask of a U-Net beside calling it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("unet"), name)
 
     @property
     def config(self) -> Any:
@@ -137,3 +141,18 @@ class ControlledUNet(nn.Module):
     def device(self) -> torch.device:
         """Device of the U-Net."""
         return next(self.unet.parameters()).device
+
+
+def check_halves(sample: Tensor) -> None:
+    """Make sure that a batch is an unconditional and a conditional half: the same latents twice.
+
+    Raises:
+        ValueError: it is not.
+    """
+    half, odd = divmod(len(sample), 2)
+    if odd or not torch.equal(sample[:half], sample[half:]):
+        raise ValueError(
+            f"A guided call denoises the same latents twice, without and with the prompt; got {len(sample)} rows that "
+            f'are not two equal halves. Draw with a guidance scale above 1, or pass cross_attention_kwargs={{"guided": '
+            f"False}}."
+        )
