@@ -1,4 +1,4 @@
-"""What the trainings of all controls share: a frozen base, a control at work in it, and prompts that leave its part out.
+"""What the trainings of all controls share: a frozen base, a control at work in it, and prompts without its part.
 
 The base's prompt never has what the control knows, and often has the rest, so that the control alone can supply it.
 """
