@@ -65,9 +65,13 @@ def from_noise(noise: Float[Tensor, "b ..."], sample: Tensor, level: Level, kind
     Raises:
         ValueError: the level is pure noise, and the kind also speaks of the picture.
     """
+    return noise if kind == "epsilon" else told(noise, to_clean(noise, sample, level, "epsilon"), level, kind)
+
+
+def told(noise: Float[Tensor, "b ..."], clean: Tensor, level: Level, kind: Prediction) -> Tensor:
+    """What a denoiser of ``kind`` says that knows both ε and x₀."""
     if kind == "epsilon":
         return noise
-    clean = to_clean(noise, sample, level, "epsilon")
     if kind == "sample":
         return clean
     if kind == "flow_prediction":

@@ -6,6 +6,9 @@ A scheduler belongs to one of three families, known by what it carries:
 - a table ``sigmas`` and ``_sigma_to_alpha_sigma_t``: levels are what that says (DPM-Solver++, UniPC, DEIS);
 - a table ``sigmas`` alone: α = 1 where there is ``alphas_cumprod`` (Euler, Euler ancestral), α = 1 - σ where noise is
   added by ``scale_noise`` (flow matching).
+
+Whether a scheduler keeps what its family promises is tried out, not looked up by name: ``check_scheduler`` lets a copy
+of it draw one known picture.
 """
 
 from __future__ import annotations
@@ -15,7 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusemble.latent.base import Level, Prediction
+from diffusemble.latent.base import Level, Moment, Prediction
+from diffusemble.latent.trial import STEPS, try_out
+
+TOLERANCE = 0.05
+"""Of a level, as a share of the latents' size; ten steps of any accepted scheduler stay below a hundredth of it."""
 
 KINDS: dict[str, Prediction] = {
     "epsilon": "epsilon",
@@ -49,21 +56,56 @@ def levels(scheduler: Any, timestep: float | Tensor) -> tuple[Level, Level]:
     Raises:
         ValueError: the scheduler is of no known family.
     """
+    _family(scheduler)
     if hasattr(scheduler, "sigmas"):
         index = _index(scheduler, timestep)
         return _of_sigma(scheduler, scheduler.sigmas[index]), _of_sigma(scheduler, scheduler.sigmas[index + 1])
-    if hasattr(scheduler, "alphas_cumprod"):
-        return _preserving(scheduler.alphas_cumprod[int(timestep)]), _after(scheduler, int(timestep))
-    raise ValueError(
-        f"{type(scheduler).__name__} has neither sigmas nor alphas_cumprod, so nothing tells how much noise its "
-        f"latents hold. Use one of DDIM, DDPM, PNDM, LCM, DPM-Solver++, Euler or flow-matching Euler."
-    )
+    return _preserving(scheduler.alphas_cumprod[int(timestep)]), _after(scheduler, int(timestep))
 
 
 def training_beta(scheduler: Any, timestep: float | Tensor) -> float | None:
     """β_t = 1 - ᾱ_t / ᾱ_{t-1} of the training step nearest to ``timestep``; None where there are no training steps."""
     alphas = getattr(scheduler, "alphas", None)
     return None if alphas is None else 1 - float(alphas[round(float(timestep))])
+
+
+def check_scheduler(scheduler: Any, moment: Moment = "latents") -> None:
+    """Make sure that members with this scheduler can be combined, by letting a copy of it draw a known picture.
+
+    A denoiser that knows the picture x₀ predicts exactly (x - α x₀) / σ. With it, every step must end at the level that
+    ``levels`` names; and where latents are exchanged, steps must start from the latents they are given.
+
+    Raises:
+        ValueError: the scheduler calls the denoiser several times for one step, takes or keeps something unknown, or
+            fails that trial; with the reason.
+    """
+    name = type(scheduler).__name__
+    if getattr(scheduler, "order", 1) != 1 or not scheduler.config.get("skip_prk_steps", True):
+        raise ValueError(
+            f"{name} calls the denoiser several times for one step, and members can meet only at whole steps. Use a "
+            f"scheduler of one call per step, such as DDIM, DPM-Solver++ or Euler (for PNDM: skip_prk_steps=True)."
+        )
+    _family(scheduler)
+    kind = prediction_kind(scheduler)
+    try:
+        trial = try_out(scheduler, kind, levels)
+    except Exception as error:  # whatever somebody else's scheduler may raise
+        raise ValueError(
+            f"{name} could not take {STEPS} steps by scheduler.step(prediction, timestep, latents): {error!r:.200}. "
+            f"Use another scheduler, such as DDIM, DPM-Solver++ or Euler."
+        ) from error
+    if trial.worst > TOLERANCE:
+        raise ValueError(
+            f"{name} leaves latents {trial.worst:.0%} off the level of noise that its tables name at step {trial.at} "
+            f"of {STEPS}, so means computed from those would be wrong. Use another scheduler, such as DDIM, "
+            f"DPM-Solver++ or Euler."
+        )
+    if moment == "latents" and trial.ignored:
+        raise ValueError(
+            f"{name} starts {trial.ignored} of {STEPS} steps from latents that it kept itself, so what members "
+            f"exchange there is lost. Use DDIM, DPM-Solver++ (multistep) or Euler; for UniPC set disable_corrector to "
+            f"all steps; or combine predictions instead of latents."
+        )
 
 
 def schedule_difference(first: Any, second: Any) -> str:
@@ -75,10 +117,9 @@ def schedule_difference(first: Any, second: Any) -> str:
     one, two = _family(first), _family(second)
     if one != two:
         return f"latents of {type(first).__name__} are {one}, those of {type(second).__name__} are {two}"
-    for name in ("alphas_cumprod", "sigmas"):
+    ready = None not in (first.num_inference_steps, second.num_inference_steps)
+    for name in ("alphas_cumprod", "timesteps", "sigmas") if ready else ("alphas_cumprod",):
         a, b = (getattr(scheduler, name, None) for scheduler in (first, second))
-        if name == "sigmas" and None in (first.num_inference_steps, second.num_inference_steps):
-            continue  # before set_timesteps it is the training table, which the first round compared
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             if len(a) != len(b):
                 return (
@@ -116,7 +157,7 @@ def _after(scheduler: Any, timestep: int) -> Level:
         # PNDM takes its first step twice: the second time it is called with the timestep that it goes to.
         following = timestep if scheduler.counter == 1 else timestep - stride
         last = scheduler.final_alpha_cumprod
-    elif hasattr(scheduler, "previous_timestep"):
+    elif hasattr(scheduler, "one"):
         following, last = int(scheduler.previous_timestep(timestep)), scheduler.one
     elif hasattr(scheduler, "step_index"):
         remaining = scheduler.timesteps[_index(scheduler, timestep) + 1 :]
@@ -131,8 +172,14 @@ def _flows(scheduler: Any) -> bool:
 
 
 def _family(scheduler: Any) -> str:
-    if _flows(scheduler):
-        return "(1 - sigma) picture + sigma noise"
-    if hasattr(scheduler, "sigmas") and not hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
-        return "picture + sigma noise"
-    return "variance preserving"
+    if hasattr(scheduler, "sigmas") or hasattr(scheduler, "alphas_cumprod"):
+        if _flows(scheduler):
+            return "(1 - sigma) picture + sigma noise"
+        if not hasattr(scheduler, "sigmas") or hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
+            return "variance preserving"
+        if hasattr(scheduler, "alphas_cumprod"):
+            return "picture + sigma noise"
+    raise ValueError(
+        f"{type(scheduler).__name__} is of no known family, so nothing tells how much noise its latents hold. Use one "
+        f"of DDIM, DDPM, PNDM, LCM, DPM-Solver++, Euler or flow-matching Euler."
+    )

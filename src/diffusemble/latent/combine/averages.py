@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -79,7 +79,7 @@ class MasksOptions(Schema):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    masks: Annotated[tuple[Mask, ...], Field(min_length=1)]
+    masks: tuple[Mask, ...]
 
 
 class Masks:
