@@ -18,6 +18,8 @@ _PUBLIC = {
     "GenerateConfig": "diffusemble.config",
     "describe": "diffusemble.description",
     "generate": "diffusemble.generation",
+    "Member": "diffusemble.latent.aggregate",
+    "aggregate": "diffusemble.latent.aggregate",
 }
 
 __all__ = sorted(_PUBLIC)
