@@ -46,9 +46,17 @@ def packed(parts: Sequence[Tensor | None], slots: int, width: int, like: Tensor)
 
     Returns:
         ``[k slots width]``.
+
+    Raises:
+        ValueError: a part has another width.
     """
     rows = like.new_zeros(len(parts), slots, width)
     for row, part in zip(rows, parts, strict=True):
+        if part is not None and part.shape[1] != width:
+            raise ValueError(
+                f"This control reads embeddings of width {width}; those of the condition have {part.shape[1]}. Encode "
+                f"the phrases with the text encoder that the control was trained with."
+            )
         if part is not None:
             row[: len(part)] = part.to(rows)
     return rows
@@ -71,14 +79,6 @@ def check_vectors(given: dict[str, Tensor], length: int) -> None:
                 f"A condition needs one box and one embedding for every entry: {name} is {list(tensor.shape)}, "
                 f"expected {wanted}."
             )
-
-
-def width_error(name: str, came: int, wanted: int) -> ValueError:
-    """The error for embeddings of another text encoder."""
-    return ValueError(
-        f"This control reads embeddings of width {wanted}; those of the {name} have {came}. Encode the phrases with "
-        f"the text encoder that the control was trained with."
-    )
 
 
 def masks_of(counts: Sequence[int], slots: int, like: Tensor) -> Tensor:
