@@ -103,4 +103,4 @@ def teach(control: Control, unet: UNet2DConditionModel, parts: Parts, lesson: Le
 def frozen_base(work: Path) -> UNet2DConditionModel:
     """The trained base of scenes."""
     unet = UNet2DConditionModel.from_pretrained(work / "scenes/unet").requires_grad_(False).eval()
-    return unet.to(DEVICE, memory_format=torch.channels_last)
+    return unet.to(DEVICE)

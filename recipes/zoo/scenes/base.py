@@ -20,7 +20,7 @@ from recipes.zoo.settings import DEVICE, WORK, plan_of
 from recipes.zoo.unet import SNR_LIMIT, Parts, build_scheduler
 
 DROP_ALL, KEEP = 0.1, 0.75  # the whole caption; each of colours, relation and style
-SIZE_OF_HELD = 96  # scenes by which trainings are watched
+SIZE_OF_HELD = 48  # scenes by which trainings are watched
 
 Predict = Callable[[Tensor, Tensor, list[Scene], torch.Generator], Tensor]
 
@@ -45,7 +45,7 @@ def noise_loss(data: Scenes, predict: Predict, plan: Plan) -> Callable[[int, tor
         noise = torch.randn(latents.shape, generator=generator)
         times = torch.randint(len(cumulative), (len(picked),), generator=generator)
         kept = cumulative[times].view(-1, 1, 1, 1)
-        noisy = (kept.sqrt() * latents + (1 - kept).sqrt() * noise).to(DEVICE, memory_format=torch.channels_last)
+        noisy = (kept.sqrt() * latents + (1 - kept).sqrt() * noise).to(DEVICE)
         scenes = [data.scenes[i] for i in picked.tolist()]
         predicted = predict(noisy, times.to(DEVICE), scenes, generator)
         errors = (predicted - noise.to(DEVICE)).square().mean(dim=(1, 2, 3))
@@ -108,7 +108,7 @@ def make(work: Path = WORK) -> None:
     if (target / "config.json").exists():
         return
     plan, parts, data = plan_of("scenes"), Parts.load(work), Scenes.load(work, "train")
-    unet = UNet2DConditionModel.from_pretrained(work / "unet").to(DEVICE, memory_format=torch.channels_last)
+    unet = UNet2DConditionModel.from_pretrained(work / "unet").to(DEVICE)
 
     def partial(model: nn.Module) -> Predict:
         return lambda noisy, times, scenes, generator: (
