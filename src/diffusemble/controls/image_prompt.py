@@ -132,6 +132,12 @@ class ImagePrompt(Control):
         return replaced(unet, processors)
 
     def _tokens(self, conditions: list[ImagePromptCondition | None], call: Call) -> tuple[Tensor, float]:
+        weight = self.projection.image_embeds.weight
+        if weight.dtype != call.sample.dtype and not torch.is_autocast_enabled(weight.device.type):
+            raise ValueError(
+                f"An image prompt computes in the U-Net's number type, {call.sample.dtype}, and its weights are "
+                f"{weight.dtype}. Convert them: control.to({call.sample.dtype})."
+            )
         told = [one for one in conditions if one is not None]
         kinds = {(len(one.embeds), one.scale) for one in told}
         if len(told) < len(conditions) or len(kinds) > 1:
@@ -139,7 +145,7 @@ class ImagePrompt(Control):
                 f"All pictures of one call have image prompts with as many images and of one scale; got (images, "
                 f"scale) of {sorted(kinds)} for {len(told)} of {len(conditions)}. Draw the others by themselves."
             )
-        embeds = torch.stack([one.embeds for one in told]).to(self.projection.image_embeds.weight)
+        embeds = torch.stack([one.embeds for one in told]).to(weight)
         if embeds.shape[-1] != self.projection.image_embeds.in_features:
             raise ValueError(
                 f"This IP-Adapter reads image embeddings of width {self.projection.image_embeds.in_features}, and one "
