@@ -31,6 +31,7 @@ STAGES = (
     "controls.interaction",
     "controls.migc",
     "controls.image_prompt",
+    "controls.pack",
 )
 
 

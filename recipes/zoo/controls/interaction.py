@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,9 +21,12 @@ OPEN = 0.3  # of the gates at the start: closed ones take long to open
 
 
 def build(unet: UNet2DConditionModel) -> Interaction:
-    """A new control, its gates a little open."""
+    """A new control at the blocks of the recipe, its gates a little open."""
     torch.manual_seed(0)
-    control = Interaction.from_unet(unet, **settings(NAME)["model"])
+    model = dict(settings(NAME)["model"])
+    starts = tuple(f"{block}." for block in model.pop("blocks"))
+    sizes = Interaction.from_unet(unet, **model).sizes
+    control = Interaction(replace(sizes, blocks={k: v for k, v in sizes.blocks.items() if k.startswith(starts)}))
     with torch.no_grad():
         for name, weight in control.named_parameters():
             if name.endswith(("alpha_attn", "alpha_dense")):

@@ -3,7 +3,17 @@
 `folder("animals")` is a standard diffusers folder; docs/zoo.md is the model card.
 """
 
+from diffusemble.zoo.controls import control_file, image_encoder_folder
 from diffusemble.zoo.ensembles import trained_ensemble
 from diffusemble.zoo.experts import fingerprint, folder, groups, names, on_ground
 
-__all__ = ["fingerprint", "folder", "groups", "names", "on_ground", "trained_ensemble"]
+__all__ = [
+    "control_file",
+    "fingerprint",
+    "folder",
+    "groups",
+    "image_encoder_folder",
+    "names",
+    "on_ground",
+    "trained_ensemble",
+]

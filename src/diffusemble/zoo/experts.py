@@ -7,6 +7,7 @@ for every matrix, and the vectors as they are.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -32,6 +33,8 @@ GROUPS = {
     "five": (*TOPICS, *STYLES[:2]),
     "six": (*TOPICS, *STYLES),
 }
+SCENES = "scenes"  # the base of the controls: draws several things, and belongs to no ensemble
+SCENES_SIDE = 12  # of its latents
 GROUNDS: dict[str, dict[str, tuple[str, ...]]] = {
     "people": {"topic": ("people",)},
     "animals": {"topic": ("animals",)},
@@ -73,7 +76,7 @@ def folder(name: str, cache: Path | None = None) -> Path:
     """A diffusers folder (float16) of one model of the zoo, unpacked on first use.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or `scenes`: the base of the controls, for pictures of 96 x 96.
         cache: where to unpack; `cache_folder()` by default.
 
     Returns:
@@ -100,15 +103,17 @@ def fingerprint(name: str) -> str:
     Raises:
         ValueError: when the zoo has no model of that name.
     """
-    if name not in names():
-        raise ValueError(f"the zoo has the models {', '.join(names())}; it has no {name!r}")
+    known = (*names(), SCENES)
+    if name not in known:
+        raise ValueError(f"the zoo has the models {', '.join(known)}; it has no {name!r}")
     shipped = sorted(path for path in (WEIGHTS / "base").rglob("*") if path.is_file())
     return digest([*shipped, *own_parts(name).values()])
 
 
 def own_parts(name: str) -> dict[str, Path]:
     """Packed files of the parts that a model does not share with the base."""
-    found = {part: WEIGHTS / "experts" / name / f"{part}.safetensors" for part in PARTS}
+    folder = WEIGHTS / ("controls" if name == SCENES else "experts") / name
+    found = {part: folder / f"{part}.safetensors" for part in PARTS}
     return {part: file for part, file in found.items() if file.is_file()}
 
 
@@ -140,6 +145,10 @@ def unpack(name: str, target: Path) -> None:
     for part, file in own.items():
         whole = target / PARTS[part]
         save_file(restore(load_file(whole), load_file(file)), whole, metadata={"format": "pt"})
+    if name == SCENES:
+        config = target / "unet/config.json"
+        sized = {**json.loads(config.read_text(encoding="utf-8")), "sample_size": SCENES_SIDE}
+        config.write_text(json.dumps(sized, indent=2) + "\n", encoding="utf-8")
 
 
 def restore(base: dict[str, Tensor], delta: dict[str, Tensor]) -> dict[str, Tensor]:
