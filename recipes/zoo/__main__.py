@@ -32,6 +32,7 @@ STAGES = (
     "controls.migc",
     "controls.image_prompt",
     "controls.pack",
+    "controls.report",
 )
 
 

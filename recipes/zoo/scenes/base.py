@@ -67,17 +67,19 @@ def held_errors(data: Scenes, predict: Predict, times: tuple[int, ...] = (150, 4
     return torch.stack(columns, dim=1)
 
 
-def draw(pipe: StableDiffusionPipeline, captions: list[str], guidance: float = 4.0, **inputs: Any) -> Tensor:
-    """Pictures `[n 3 h w]` in [-1, 1] of captions at the scenes' size, number i from seed i."""
+def draw(
+    pipe: StableDiffusionPipeline, captions: list[str], guidance: float = 4.0, first: int = 0, **inputs: Any
+) -> Tensor:
+    """Pictures `[n 3 h w]` in [-1, 1] of captions at the scenes' size, number i from seed `first` + i."""
     pipe.set_progress_bar_config(disable=True)
-    side, generators = options()["side"], [torch.Generator().manual_seed(i) for i in range(len(captions))]
+    side, numbers = options()["side"], range(first, first + len(captions))
     drawn = pipe(
         captions,
         height=side,
         width=side,
         guidance_scale=guidance,
         num_inference_steps=25,
-        generator=generators,
+        generator=[torch.Generator().manual_seed(number) for number in numbers],
         output_type="pt",
         **inputs,
     ).images
