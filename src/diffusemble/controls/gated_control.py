@@ -68,6 +68,15 @@ class GatedCondition:
         return 0
 
 
+def at_work(progress: float, until: float) -> bool:
+    """Whether a control that works for a share of the schedule works at this place in it.
+
+    For leading and trailing timesteps these are the first ``until`` T of T steps that divide the schedule, as in the
+    published code.
+    """
+    return progress < until - _ROUNDING
+
+
 class GatedControl(Control):
     """Gated layers beside a U-Net, and the projection of their condition to tokens.
 
@@ -141,7 +150,8 @@ class GatedControl(Control):
         weights, spec = read_control(source)
         if spec:
             cls._check_kind(spec, source)
-            sizes = GatedSizes(**spec["sizes"])
+            blocks = {name: (width, heads) for name, (width, heads) in spec["sizes"].pop("blocks").items()}
+            sizes = GatedSizes(blocks, **spec["sizes"])
         else:
             weights = adapter_tensors(weights, source)
             sizes = cls._read_sizes(weights, heads, source)
@@ -165,7 +175,7 @@ class GatedControl(Control):
         """
         pictures = per_picture(condition, self.Condition, call)
         first = self._check(pictures)
-        if first.scale == 0 or call.progress >= first.until - _ROUNDING:
+        if first.scale == 0 or not at_work(call.progress, first.until):
             yield {}
             return
         layers = {name: self.get_submodule(f"{name}.fuser") for name in self.sizes.blocks}
