@@ -109,7 +109,7 @@ class InteractionProjection(nn.Module):
         self.null_position_feature = nn.Parameter(torch.zeros(FEATURES))
 
     def forward(self, subject_boxes: Tensor, object_boxes: Tensor, masks: Tensor, *phrases: Tensor) -> Tensor:
-        """Project relations (InteractDiffusion, equations 4 to 7).
+        """Project relations (InteractDiffusion, sections 3.2 and 3.3).
 
         Args:
             subject_boxes, object_boxes: ``[b s 4]``.
