@@ -7,6 +7,9 @@ from jaxtyping import install_import_hook
 CHECKED = (
     "diffusemble.aggregators",
     "diffusemble.fusion",
+    "diffusemble.latent.amdm",
+    "diffusemble.latent.predictions",
+    "diffusemble.latent.superdiff",
     "diffusemble.merging.methods",
     "diffusemble.training.objective",
 )

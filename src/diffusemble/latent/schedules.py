@@ -97,12 +97,12 @@ def check_scheduler(scheduler: Any, moment: Moment = "latents") -> None:
     if trial.worst > TOLERANCE:
         raise ValueError(
             f"{name} leaves latents {trial.worst:.0%} off the level of noise that its tables name at step {trial.at} "
-            f"of {STEPS}, so means computed from those would be wrong. Use another scheduler, such as DDIM, "
+            f"of {trial.steps}, so means computed from those would be wrong. Use another scheduler, such as DDIM, "
             f"DPM-Solver++ or Euler."
         )
     if moment == "latents" and trial.ignored:
         raise ValueError(
-            f"{name} starts {trial.ignored} of {STEPS} steps from latents that it kept itself, so what members "
+            f"{name} starts {trial.ignored} of {trial.steps} steps from latents that it kept itself, so what members "
             f"exchange there is lost. Use DDIM, DPM-Solver++ (multistep) or Euler; for UniPC set disable_corrector to "
             f"all steps; or combine predictions instead of latents."
         )
@@ -117,7 +117,8 @@ def schedule_difference(first: Any, second: Any) -> str:
     one, two = _family(first), _family(second)
     if one != two:
         return f"latents of {type(first).__name__} are {one}, those of {type(second).__name__} are {two}"
-    ready = None not in (first.num_inference_steps, second.num_inference_steps)
+    # Flow matching has no such entry before it is set up.
+    ready = None not in [getattr(scheduler, "num_inference_steps", None) for scheduler in (first, second)]
     for name in ("alphas_cumprod", "timesteps", "sigmas") if ready else ("alphas_cumprod",):
         a, b = (getattr(scheduler, name, None) for scheduler in (first, second))
         if isinstance(a, Tensor) and isinstance(b, Tensor):
