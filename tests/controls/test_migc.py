@@ -188,6 +188,27 @@ def test_gradients_reach_every_weight(unet, model, control):
     assert without == []
 
 
+def test_recomputed_activations_are_refused(control):
+    """They are recomputed when the control is no longer there."""
+    unet = tiny_unet().train()
+    unet.enable_gradient_checkpointing()
+    sample, text = inputs()
+    model = ControlledUNet(unet, [control])
+    run(model, sample, text, told())
+    with pytest.raises(ValueError, match="disable_gradient_checkpointing"):
+        model(sample, EARLY, text, cross_attention_kwargs={"migc": told()})
+
+
+def test_masks_are_reckoned_once(model):
+    sample, text = inputs()
+    condition = told()
+    run(model, sample, text, condition)
+    before = dict(condition._masks)
+    run(model, sample, text, condition)
+    assert len(before) == 2  # grids of the middle and of the lowest decoder level
+    assert all(condition._masks[key] is masks for key, masks in before.items())
+
+
 def test_new_modules_begin_with_the_phrases_in_their_boxes(unet):
     """At the start an instance's place shows what its phrase alone gives, and the rest what the prompt gives."""
     layer = Migc.from_unet(unet, slots=8, hidden=9, heads=4, reduction=4).layers[0]
@@ -195,7 +216,7 @@ def test_new_modules_begin_with_the_phrases_in_their_boxes(unet):
     masks, channels = placed.masks(64), layer.sizes.channels
     shared, own = torch.full((1, 64, channels), -1.0), torch.full((2, 64, channels), 1.0)
     with torch.no_grad():
-        output = layer(torch.randn(1, 64, channels), shared, own, placed.instances, masks)[0, :, 0]
+        output = layer(torch.randn(1, 64, channels), shared, own, placed.instances, masks, placed.together(64))[0, :, 0]
     inside, outside = masks.instances[..., 0].amax(dim=0) == 1, masks.rest[0, :, 0] == 1
     assert output[inside].min() > 0.85
     assert output[outside].max() < -0.85

@@ -94,24 +94,24 @@ def test_without_control_the_plain_attention_is_right(golden, cross, case):
 def test_the_masks(golden):
     given = condition(golden, "perm.inner")
     for grid, name in (((16, 8), "latent"), (GRID, "feature")):
-        masks = given.masks((16, 8), grid)
+        masks = given.masks((16, 8), grid, torch.device("cpu"))
         close(masks.instances.unflatten(1, grid)[None, ..., 0], golden[f"inner.guidance_masks_{name}"])
         close(masks.rest.unflatten(1, grid)[None, ..., 0], golden[f"inner.supplement_mask_{name}"])
 
 
 def test_the_pieces(golden, layer):
     there = placed(golden, "perm.inner")
-    instances, masks = there.instances, there.masks(32)
+    instances, masks, together = there.instances, there.masks(32), there.together(32)
     hidden, own = golden["in.hidden_states"][1:], golden["inner.cond_cross_attention"]
     with torch.no_grad():
         close(layer.pos_net(instances.boxes)[:, None], golden["inner.box_token"])
         enhanced = layer.enhance(hidden, instances)
         close(enhanced, golden["inner.enhance_attention"])
-        layout = layer.la(hidden, hidden, masks.together)
+        layout = layer.la(hidden, hidden, together)
         close(layout, golden["inner.layout_attention"])
         shaded = (own[1:] + enhanced) * masks.instances
         weights = layer.sac.weights(own[:1] * masks.rest, shaded, layout, instances, masks)
         used = weights[:, [0, *(1 + instances.slots).tolist(), -1]]
         close(used, golden["inner.sac_weights"])
-        close(layer(hidden, own[:1], own[1:], instances, masks)[None], golden["inner.migc_output"])
+        close(layer(hidden, own[:1], own[1:], instances, masks, together)[None], golden["inner.migc_output"])
     assert torch.equal(used.sum(dim=1).round(decimals=5), torch.ones(1, *GRID))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusemble.controls.boxes import check_box
-from diffusemble.controls.migc_masks import Masks, picture_masks
+from diffusemble.controls.migc_masks import Masks, picture_masks, together
 
 MOST_REPEATS = 7
 
@@ -49,6 +49,7 @@ class MigcCondition:
     weight_scale: float | Sequence[float] = 1.0
     slots: Tensor | None = None
     _masks: dict[Any, Masks] = field(default_factory=dict, init=False, repr=False)
+    _together: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -94,7 +95,7 @@ class MigcCondition:
             columns.append(torch.tensor(values, dtype=torch.float32))
         return torch.stack(columns, dim=-1)
 
-    def masks(self, latents: tuple[int, int], grid: tuple[int, int]) -> Masks:
+    def masks(self, latents: tuple[int, int], grid: tuple[int, int], device: torch.device) -> Masks:
         """Masks of this picture on a grid of features, reckoned once.
 
         Raises:
@@ -105,10 +106,18 @@ class MigcCondition:
                 f"MIGC's condition is for {self.width} x {self.height} pixels, and latents of {latents[1]} x "
                 f"{latents[0]} came. Make the condition for the picture's size."
             )
-        key = latents, grid
+        key = latents, grid, device
         if key not in self._masks:
-            self._masks[key] = picture_masks(self.boxes, (self.height, self.width), latents, grid)
+            made = picture_masks(self.boxes, (self.height, self.width), latents, grid)
+            self._masks[key] = Masks(made.instances.to(device), made.rest.to(device), grid)
         return self._masks[key]
+
+    def together(self, latents: tuple[int, int], grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Which places of this picture see each other ``[1 1 l l]``, reckoned once."""
+        key = latents, grid, device
+        if key not in self._together:
+            self._together[key] = together(self.masks(*key))
+        return self._together[key]
 
 
 @torch.no_grad()

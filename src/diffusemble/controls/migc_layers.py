@@ -192,7 +192,9 @@ class MigcLayer(nn.Module):
         self.sac = ShadingAggregation(sizes)
         self.pos_net = PositionNet(sizes.context, sizes.hidden)
 
-    def forward(self, hidden: Tensor, shared: Tensor, own: Tensor, instances: Instances, masks: Masks) -> Tensor:
+    def forward(
+        self, hidden: Tensor, shared: Tensor, own: Tensor, instances: Instances, masks: Masks, together: Tensor
+    ) -> Tensor:
         """The layer's output in the place of the cross-attention's.
 
         Args:
@@ -201,11 +203,12 @@ class MigcLayer(nn.Module):
             own: ``[n l c]``, what it gives for every instance's phrase.
             instances: of all p pictures.
             masks: of all p pictures.
+            together: ``[p 1 l l]``, which places of a picture see each other.
         """
         scales = instances.scales.to(hidden.dtype)[:, :, None, None]  # [n 3 1 1]
         inside = masks.instances.to(hidden.dtype)
         shaded = scales[:, 0] * own * inside + scales[:, 1] * self.enhance(hidden, instances) * inside
-        layout = self.la(hidden, hidden, masks.together)
+        layout = self.la(hidden, hidden, together)
         return self.sac(shared * masks.rest.to(hidden.dtype), shaded, layout, instances, masks)
 
     def enhance(self, hidden: Tensor, instances: Instances) -> Tensor:

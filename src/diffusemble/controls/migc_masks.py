@@ -18,13 +18,11 @@ class Masks:
     Attributes:
         instances: ``[n l 1]``, 1 inside an instance's box, between 0 and 1 at its border.
         rest: ``[p l 1]``, 1 outside all boxes.
-        together: ``[p 1 l l]``, whether two places share an instance, or both lie outside all.
         grid: h and w.
     """
 
     instances: Tensor
     rest: Tensor
-    together: Tensor
     grid: tuple[int, int]
 
 
@@ -54,20 +52,14 @@ def picture_masks(boxes: Tensor, pixels: tuple[int, int], latents: tuple[int, in
     parts = torch.cat((inside, outside)).unsqueeze(1)
     for size in (latents, grid):
         parts = interpolate(parts, size, mode="bilinear", align_corners=False)
-    flat = parts.flatten(1)  # [n+1 l]
-    seen = (flat > 0).float()
-    together = (seen.T @ seen > 0)[None, None]
-    return Masks(flat[:-1].unsqueeze(-1), flat[-1:].unsqueeze(-1), together, grid)
+    flat = parts.flatten(1).unsqueeze(-1)  # [n+1 l 1]
+    return Masks(flat[:-1], flat[-1:], grid)
 
 
-def stack_masks(masks: list[Masks], device: torch.device) -> Masks:
-    """Masks of several pictures after each other, on a device."""
-    return Masks(
-        torch.cat([one.instances for one in masks]).to(device),
-        torch.cat([one.rest for one in masks]).to(device),
-        torch.cat([one.together for one in masks]).to(device),
-        masks[0].grid,
-    )
+def together(masks: Masks) -> Tensor:
+    """Whether two places of one picture share an instance, or both lie outside all: ``[1 1 l l]``."""
+    seen = (torch.cat((masks.instances, masks.rest)).squeeze(-1) > 0).float()
+    return (seen.T @ seen > 0)[None, None]
 
 
 def grid_of(latents: tuple[int, int], places: int) -> tuple[int, int]:

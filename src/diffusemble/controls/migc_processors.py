@@ -14,7 +14,7 @@ from diffusemble.controls.attachment import Processor, processor_of_rows
 from diffusemble.controls.base import Call
 from diffusemble.controls.migc_condition import MigcCondition
 from diffusemble.controls.migc_layers import Instances, MigcLayer
-from diffusemble.controls.migc_masks import Masks, grid_of, stack_masks
+from diffusemble.controls.migc_masks import Masks, grid_of
 
 FUSED_WEIGHT = 10.0  # of an instance's text in its box, where the prompt weighs 1
 _TINY = 1e-6
@@ -22,21 +22,34 @@ _TINY = 1e-6
 
 @dataclass(frozen=True)
 class Placed:
-    """The pictures of a call that have instances."""
+    """The pictures of a call that have instances.
+
+    Attributes:
+        conditions: one per picture.
+        instances: of all pictures; their slots are those in the first layer.
+        slots: ``[1 n]``, or one row for every layer.
+        latents: height and width.
+    """
 
     conditions: tuple[MigcCondition, ...]
     instances: Instances
+    slots: Tensor
     latents: tuple[int, int]
 
     def masks(self, places: int) -> Masks:
         """Masks on the grid of features with so many places."""
-        grid = grid_of(self.latents, places)
-        return stack_masks([one.masks(self.latents, grid) for one in self.conditions], self.instances.owner.device)
+        grid, device = grid_of(self.latents, places), self.slots.device
+        each = [one.masks(self.latents, grid, device) for one in self.conditions]
+        return Masks(torch.cat([one.instances for one in each]), torch.cat([one.rest for one in each]), grid)
+
+    def together(self, places: int) -> Tensor:
+        """Which of so many places see each other ``[p 1 l l]``."""
+        grid, device = grid_of(self.latents, places), self.slots.device
+        return torch.cat([one.together(self.latents, grid, device) for one in self.conditions])
 
     def at(self, layer: int) -> Instances:
         """The instances with the slots that they take in a layer."""
-        slots = torch.cat([rows[layer % len(rows)] for rows in (one.slot_rows() for one in self.conditions)])
-        return replace(self.instances, slots=slots.to(self.instances.owner.device))
+        return replace(self.instances, slots=self.slots[layer % len(self.slots)])
 
 
 def place(conditions: Sequence[MigcCondition | None], call: Call) -> Placed:
@@ -50,17 +63,19 @@ def place(conditions: Sequence[MigcCondition | None], call: Call) -> Placed:
     told = [(first + row, one) for row, one in enumerate(conditions) if one is not None and len(one.boxes)]
     of = tuple(one for _, one in told)
     put = partial(torch.Tensor.to, device=call.sample.device)
+    rows = max(len(one.slot_rows()) for one in of)
+    slots = put(torch.cat([one.slot_rows().expand(rows, -1) for one in of], dim=1))
     instances = Instances(
         rows=put(torch.tensor([row for row, _ in told])),
         owner=put(torch.cat([torch.full((len(one.boxes),), index) for index, one in enumerate(of)])),
         text=torch.cat([one.text.to(call.text) for one in of]),
         pooled=torch.cat([put(one.pooled) for one in of]),
         boxes=torch.cat([put(one.boxes) for one in of]),
-        slots=put(torch.cat([one.slot_rows()[0] for one in of])),
+        slots=slots[0],
         scales=put(torch.cat([one.scale_rows() for one in of])),
     )
     height, width = call.sample.shape[-2:]
-    return Placed(of, instances, (height, width))
+    return Placed(of, instances, slots, (height, width))
 
 
 class MigcProcessor:
@@ -89,7 +104,8 @@ class MigcProcessor:
         instances, dtype = self.placed.at(self.index), self.layer.norm.weight.dtype
         own = _read_phrases(self.inner, attn, hidden_states, instances)
         parts = (part.to(dtype) for part in (hidden_states[instances.rows], plain[instances.rows], own))
-        mixed = self.layer(*parts, instances, self.placed.masks(hidden_states.shape[1]))
+        places = hidden_states.shape[1]
+        mixed = self.layer(*parts, instances, self.placed.masks(places), self.placed.together(places))
         return plain.index_copy(0, instances.rows, mixed.to(plain.dtype))
 
 
