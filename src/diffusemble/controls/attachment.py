@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -50,7 +51,15 @@ def replaced(unet: nn.Module, processors: Mapping[str, Processor]) -> Iterator[d
     """Give the attentions of these names other processors, and their own ones back at the end.
 
     Yields no further arguments for the U-Net, as a control's context does.
+
+    Raises:
+        ValueError: the U-Net would recompute its activations for gradients, when it has its own processors again.
     """
+    if processors and torch.is_grad_enabled() and getattr(unet, "is_gradient_checkpointing", False):
+        raise ValueError(
+            "This control's processors are in the U-Net for the time of a call only, and with gradient checkpointing "
+            "the U-Net would run again without them. Call unet.disable_gradient_checkpointing()."
+        )
     attentions: dict[str, Any] = {name: unet.get_submodule(name) for name in processors}
     own = {name: attention.processor for name, attention in attentions.items()}
     try:

@@ -96,14 +96,12 @@ class ControlledUNet(nn.Module):
         """Predict what the U-Net predicts under its controls.
 
         Raises:
-            ValueError: guidance halves are expected, and the batch does not hold the same latents twice; or the U-Net
-                would recompute its activations later, without the controls.
+            ValueError: guidance halves are expected, and the batch does not hold the same latents twice.
         """
         own = dict(cross_attention_kwargs or {})
         guided = own.pop("guided", self.guided)
         if guided:
             check_halves(sample)
-        check_activations_are_kept(self.unet)
         call = Call(sample, timestep, encoder_hidden_states, guided)
         added = dict(added_cond_kwargs or {})
         conditions = [own.pop(control.key, None) for control in self.controls]
@@ -143,19 +141,6 @@ class ControlledUNet(nn.Module):
     def device(self) -> torch.device:
         """Device of the U-Net."""
         return next(self.unet.parameters()).device
-
-
-def check_activations_are_kept(unet: Any) -> None:
-    """Make sure that nothing is recomputed after the call, when the controls are gone.
-
-    Raises:
-        ValueError: the U-Net trains with gradient checkpointing.
-    """
-    if torch.is_grad_enabled() and unet.training and getattr(unet, "is_gradient_checkpointing", False):
-        raise ValueError(
-            "A U-Net with controls cannot recompute activations for gradients: the controls are attached for the time "
-            "of a call only. Call unet.disable_gradient_checkpointing(), or unet.eval() if it is not trained."
-        )
 
 
 def check_halves(sample: Tensor) -> None:
