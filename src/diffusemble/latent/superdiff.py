@@ -61,13 +61,15 @@ def both(
         fields: f of every model, what it would have drawn: its guided noise.
         left: ``kept`` of the coming step.
     """
-    n, dimension = len(noise), noise.shape[2]
-    centre = torch.eye(n, dtype=torch.float64, device=noise.device) - 1 / n
-    inner = torch.einsum("ibd,jbd->bij", noise.double(), fields.double()) / dimension
-    squares = noise.double().square().mean(dim=2).T / 2
-    wanted = squares - log_densities.double().T / (max(1 - left**2, 1e-6) * dimension)
+    # Few numbers, and not every accelerator has float64: on the CPU.
+    dimension = noise.shape[2]
+    inner = (torch.einsum("ibd,jbd->bij", noise, fields) / dimension).double().cpu()
+    squares = (noise.square().mean(dim=2) / 2).T.double().cpu()
+    centre = torch.eye(len(noise), dtype=torch.float64) - 1 / len(noise)
+    wanted = squares - log_densities.T.double().cpu() / (max(1 - left**2, 1e-6) * dimension)
     rest = (wanted - inner.mean(dim=2)).unsqueeze(2)
     # Differences below this share of the predictions' own size are rounding, not opinions.
     tolerance = 1e-5 * inner.abs().amax(dim=(1, 2))
-    tilt = torch.linalg.pinv(centre @ inner @ centre, atol=tolerance, rtol=0.0) @ (centre @ rest)
-    return (1 / n + tilt.squeeze(2)).T.to(noise.dtype)
+    inverse = torch.linalg.pinv(centre @ inner @ centre, atol=tolerance, rtol=torch.zeros_like(tolerance))
+    tilt = (inverse @ (centre @ rest)).squeeze(2).T
+    return (1 / len(noise) + tilt).to(noise)

@@ -1,0 +1,309 @@
+"""What every way to combine members must keep, and what each one does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusemble.fusion import most_salient, saliency
+from diffusemble.latent.amdm import ddim_mean, ddpm_mean, draw_to, mix
+from diffusemble.latent.base import Combine, Step
+from diffusemble.latent.combine import build_combine
+from diffusemble.latent.predictions import from_noise, to_clean, to_noise
+from diffusemble.registry import COMBINES
+from tests.latent.members import AFTER, BEFORE, GUIDANCE, as_kind, noise, row, step
+
+LEFT = [[1.0, 1.0, 0.0, 0.0, 0.0]]
+RIGHT = [[0.0, 0.0, 1.0, 0.0, 0.0]]
+REST = [[0.0, 0.0, 0.0, 1.0, 1.0]]
+OPTIONS: dict[str, dict[str, Any]] = {"masks": {"masks": [LEFT, RIGHT, REST]}}
+WAYS = {name: OPTIONS.get(name, {}) for name in COMBINES}
+# These give copies back as they are; composable adds their guidance up, as published, unless it is normalised.
+KEEPS = {name: {"normalise": True} if name == "composable" else options for name, options in WAYS.items()}
+
+
+def build(name: str) -> Combine:
+    return build_combine(name, **WAYS[name])
+
+
+def own(way: Combine, one: Step) -> Tensor:
+    """What a member would go on with alone."""
+    alone = one.prediction if way.moment == "prediction" else one.stepped
+    assert alone is not None
+    return alone
+
+
+@pytest.mark.parametrize("name", COMBINES)
+def test_a_member_alone_goes_on_as_it_is(name: str) -> None:
+    way = build(name)
+    for one in (step(), step(weight=0.3)):
+        assert torch.equal(way([one])[0], own(way, one))
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("name", COMBINES)
+def test_copies_of_a_member_go_on_as_it_would(name: str, n: int) -> None:
+    way = build_combine(name, **KEEPS[name])
+    for _ in range(3):
+        copies = [step(m, seed=0, stepped=ddim(step(0)), weight=0.5 + m) for m in range(n)]
+        for out in way(copies):
+            torch.testing.assert_close(out, own(way, copies[0]), rtol=1e-4, atol=1e-4)
+
+
+def ddim(one: Step) -> Tensor:
+    clean = to_clean(one.prediction, one.sample, one.before, one.kind)
+    return ddim_mean(clean, to_noise(one.prediction, one.sample, one.before, one.kind), one.after)
+
+
+@pytest.mark.parametrize("name", COMBINES)
+def test_one_result_per_member_in_its_own_number_type(name: str) -> None:
+    steps = [step(m) for m in range(3)]
+    half = [replace(one, prediction=one.prediction.bfloat16(), stepped=one.stepped.bfloat16()) for one in steps]  # type: ignore[union-attr]
+    way = build(name)
+    outs = way(half)
+    assert [(out.shape, out.dtype) for out in outs] == [(one.sample.shape, torch.bfloat16) for one in steps]
+    for out, exact in zip(outs, build(name)(steps), strict=True):
+        assert float((out.float() - exact).abs().max()) < 0.15
+
+
+@pytest.mark.parametrize("name", COMBINES)
+def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
+    whole, part = build(name), build(name)
+    for time in range(2):
+        steps = [step(m, seed=m + 10 * time, sample=noise(time)) for m in range(3)]
+        together, alone = whole(steps), part([row(one, 1) for one in steps])
+        for a, b in zip(together, alone, strict=True):
+            torch.testing.assert_close(a[1:], b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", COMBINES)
+def test_members_have_no_order(name: str) -> None:
+    """But for the base of composable, whose prediction without a prompt is taken: here all have the same."""
+    without = noise(9)
+
+    def opinion(m: int) -> Step:
+        one = step(m, weight=0.5 + m)
+        assert one.halves is not None
+        return replace(one, halves=(without, one.halves[1]))
+
+    steps = [opinion(m) for m in range(3)]
+    turned = [steps[2], steps[0], steps[1]]
+    found, other = build(name)(steps), build(name)(turned)
+    for a, b in zip([found[2], found[0], found[1]], other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in COMBINES if build(name).moment == "prediction"])
+def test_predictions_are_joined_whatever_their_kind(name: str) -> None:
+    steps = [step(m) for m in range(3)]
+    kinds = ("epsilon", "v_prediction", "sample")
+    mixed = [as_kind(one, kind) for one, kind in zip(steps, kinds, strict=True)]
+    expected = build(name)(steps)[0]
+    for out, kind in zip(build(name)(mixed), kinds, strict=True):
+        said = from_noise(expected, steps[0].sample, BEFORE, kind)  # type: ignore[arg-type]
+        torch.testing.assert_close(out, said, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in COMBINES if build(name).moment == "prediction"])
+def test_predictions_about_different_latents_are_refused(name: str) -> None:
+    steps = [step(0), step(1), step(2, sample=noise(77), index=4)]
+    with pytest.raises(ValueError, match=r"one and the same latents.* step 4 .*member 2 .*member 0.*same noise"):
+        build(name)(steps)
+
+
+@pytest.mark.parametrize("name", [name for name in COMBINES if build(name).moment == "latents"])
+def test_latents_are_asked_for_after_the_step_and_in_one_shape(name: str) -> None:
+    with pytest.raises(ValueError, match=r"after the scheduler's step, and member 1 comes without `stepped` at step 0"):
+        build(name)([step(0), step(1, stepped=None)])
+    with pytest.raises(ValueError, match=r"latents of one shape; got \[\(2, 4, 7, 5\), \(2, 4, 8, 5\)\].*share one"):
+        build(name)([step(0), step(1, stepped=noise(1, 2, 4, 8, 5))])
+
+
+@pytest.mark.parametrize("name", ["composable", "magicfusion"])
+def test_where_a_prompt_shows_no_effect_these_are_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{name} needs what a prompt changes.*member 1 shows only one at step 0.*abo"
+    ):
+        build(name)([step(0), step(1, halves=None)])
+
+
+# -- One by one --------------------------------------------------------------------------------------------------------
+
+
+def test_amdm_is_its_formulas() -> None:
+    steps = [step(m, weight=1.0 + m, length=0.05 * (m + 1)) for m in range(3)]
+    latents, weights = [noise(300 + m) for m in range(3)], [1.0, 2.0, 3.0]
+    for out, one in zip(build_combine("amdm")(steps), steps, strict=True):
+        torch.testing.assert_close(out, draw_to(mix(latents, weights), ddim(one), one.length))
+    for out, one in zip(build_combine("amdm", mix="unit", mean="ddpm")(steps), steps, strict=True):
+        mean = ddpm_mean(one.sample, to_clean(one.prediction, one.sample, BEFORE, "epsilon"), BEFORE, AFTER)
+        torch.testing.assert_close(out, draw_to(mix(latents, weights, "unit"), mean, one.length))
+    for out in build_combine("amdm", mix="renormalised", deviation=False)(steps):
+        torch.testing.assert_close(out, mix(latents, weights, "renormalised"))
+
+
+def test_amdm_exchanges_from_its_first_step_on_unless_its_mean_is_the_published_one() -> None:
+    steps = [step(0), step(1)]
+    for out, one in zip(build_combine("amdm", mean="reference")(steps), steps, strict=True):
+        assert out is one.stepped
+    assert build_combine("amdm")(steps)[0] is not steps[0].stepped
+
+
+def test_amdm_of_the_release_is_the_plain_sum_of_whatever_weights() -> None:
+    earlier = [step(m, seed=50 + m, beta=0.01) for m in range(2)]
+    steps = [step(m, weight=0.5 + m, length=0.1, previous=one) for m, one in enumerate(earlier)]
+    mixed = 0.5 * noise(300) + 1.5 * noise(301)
+    for out, one, before in zip(build_combine("amdm", compat="reference")(steps), steps, earlier, strict=True):
+        mean = (one.sample - 0.01 / BEFORE.sigma * before.prediction) / 0.99**0.5
+        torch.testing.assert_close(out, mixed - 0.1 * 140**0.5 * (mixed - mean) / (mixed - mean).norm())
+    unknown = [replace(one, previous=replace(one.previous or one, beta=None)) for one in steps]
+    with pytest.raises(ValueError, match=r"published mean.*scheduler of member 0 has none.*or mean='ddim'"):
+        build_combine("amdm", compat="reference")(unknown)
+
+
+def test_compat_leaves_no_choice() -> None:
+    with pytest.raises(
+        ValueError, match=r"compat='reference' is the published code as it is.*got mean, deviation beside"
+    ):
+        build_combine("amdm", compat="reference", mean="ddim", deviation=True)
+
+
+def test_linear_is_the_weighted_mean() -> None:
+    outs = build_combine("linear")([step(0, weight=1.0), step(1, weight=3.0)])
+    for out in outs:
+        torch.testing.assert_close(out, 0.25 * noise(300) + 0.75 * noise(301))
+    with pytest.raises(ValueError, match=r"not summing to zero; got \[1.0, -1.0\]"):
+        build_combine("linear")([step(0, weight=1.0), step(1, weight=-1.0)])
+
+
+def test_masks_that_part_the_picture_copy_each_part() -> None:
+    for out in build_combine("masks", **OPTIONS["masks"])([step(m, weight=1.0 + m) for m in range(3)]):
+        torch.testing.assert_close(out[..., :2], noise(300)[..., :2])
+        torch.testing.assert_close(out[..., 2], noise(301)[..., 2])
+        torch.testing.assert_close(out[..., 3:], noise(302)[..., 3:])
+
+
+def test_masks_that_overlap_share_by_weight_and_what_none_covers_is_the_base_s() -> None:
+    upper = torch.tensor([[1.0], [0.0]])  # of seven rows three, and half of the fourth
+    way = build_combine("masks", masks=(upper, upper))
+    out = way([step(0, weight=1.0), step(1, weight=3.0)])[1]
+    torch.testing.assert_close(out[..., :4, :], (0.25 * noise(300) + 0.75 * noise(301))[..., :4, :])
+    torch.testing.assert_close(out[..., 4:, :], noise(300)[..., 4:, :])
+
+
+def test_a_member_that_has_left_leaves_its_place_to_the_base() -> None:
+    out = build_combine("masks", **OPTIONS["masks"])([step(0), step(2)])[0]
+    torch.testing.assert_close(out[..., 2], noise(300)[..., 2])
+    torch.testing.assert_close(out[..., 3:], noise(302)[..., 3:])
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ([[1.0, 2.0]], r"option 'masks.0': A mask is a table \[h w\] of numbers from 0 up; got shape \[2\]"),
+        ([[[1.0, -2.0]]], r"got shape \[1, 2\] and a least value of -2. Give 1 where"),
+        ([[[]]], r"got shape \[1, 0\]. Give 1 where"),
+        ([[[1, 2], [1]]], r"a table of numbers \[h w\]; got \[\[1, 2\], \[1\]\]. Give rows of equal length"),
+    ],
+)
+def test_what_is_no_mask_is_refused(masks: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_combine("masks", masks=masks)
+
+
+def test_every_member_needs_a_mask() -> None:
+    with pytest.raises(ValueError, match=r"there are 1, and none for member 1. Give one per member, base first"):
+        build_combine("masks", masks=[LEFT])([step(0), step(1)])
+
+
+def test_composable_adds_guidance_and_subtracts_it_for_not() -> None:
+    steps = [step(0, weight=1.0), step(1, weight=-0.5)]
+    (u, c), (v, d) = (one.halves for one in steps if one.halves is not None)
+    expected = u + GUIDANCE * (c - u) - 0.5 * GUIDANCE * (d - v)
+    for out in build_combine("composable")(steps):
+        torch.testing.assert_close(out, expected)
+    normalised = u + GUIDANCE / 1.5 * (c - u) - 0.5 / 1.5 * GUIDANCE * (d - v)
+    torch.testing.assert_close(build_combine("composable", normalise=True)(steps)[0], normalised)
+
+
+def test_and_with_itself_guides_twice_as_strongly() -> None:
+    one = step(0)
+    assert one.halves is not None
+    u, c = one.halves
+    out = build_combine("composable")([one, step(1, seed=0)])[0]
+    torch.testing.assert_close(out, u + 2 * GUIDANCE * (c - u))
+
+
+def test_magicfusion_is_the_salient_member_s_prediction_bit_for_bit() -> None:
+    steps = [step(m) for m in range(3)]
+    saliencies = [saliency(one.halves[1], one.halves[0], GUIDANCE) for one in steps if one.halves is not None]
+    maps = most_salient(torch.stack(saliencies, dim=1), [1.0] * 3)
+    out = build_combine("magicfusion")(steps)[0]
+    for m, one in enumerate(steps):
+        where = maps[:, m : m + 1].expand_as(out).bool()
+        assert where.any()
+        assert torch.equal(out[where], one.prediction[where])
+
+
+def test_superdiff_weighs_by_what_the_steps_before_told() -> None:
+    """At first nothing is known; then the member that foretold the move leads."""
+    way = build_combine("superdiff-or")
+    first = [step(m, halves=None) for m in range(2)]
+    torch.testing.assert_close(way(first)[0], (first[0].prediction + first[1].prediction) / 2)
+    moved = ddim(first[1])
+    then = [step(m, halves=None, before=AFTER, sample=moved, prediction=noise(40 + m)) for m in range(2)]
+    torch.testing.assert_close(way(then)[0], then[1].prediction)
+
+
+def test_superdiff_at_temperature_zero_is_the_mean() -> None:
+    way = build_combine("superdiff-or", temperature=0)
+    for time in range(3):
+        steps = [step(m, sample=noise(time)) for m in range(2)]
+        torch.testing.assert_close(way(steps)[0], (steps[0].prediction + steps[1].prediction) / 2)
+
+
+def test_superdiff_counts_anew_when_a_member_joins_and_goes_on_when_one_leaves() -> None:
+    way: Any = build_combine("superdiff-or")
+    way([step(0), step(1)])
+    way([step(0, sample=noise(5)), step(1, sample=noise(5))])
+    assert way.log_densities[0].abs().min() > 0
+    before = way.log_densities[1]
+    way([step(m, sample=noise(6)) for m in range(3)])
+    assert all(torch.equal(way.log_densities[m], torch.zeros(2)) for m in range(3))
+    way([step(0, sample=noise(7)), step(2, sample=noise(7))])
+    assert way.log_densities[2].abs().min() > 0
+    assert before.shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["superdiff-or", "superdiff-and"])
+def test_superdiff_has_no_not(name: str) -> None:
+    with pytest.raises(ValueError, match=r"weights are positive; member 1 has -1.*composable, where a negative weight"):
+        build_combine(name)([step(0), step(1, weight=-1.0)])
+
+
+# -- Names and options -------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_and_options_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Unknown way to combine models 'foo'. Choose one of: amdm, linear, masks"):
+        build_combine("foo")
+    with pytest.raises(ValueError, match=r"Combining by 'linear' has no option 'weights'. Its options are: none."):
+        build_combine("linear", weights=[1])
+    with pytest.raises(ValueError, match=r"Combining by 'amdm' has no option 'men'. Its options are: mix, mean, dev"):
+        build_combine("amdm", men="ddim")
+    with pytest.raises(ValueError, match=r"Combining by 'amdm', option 'mix': Input should be 'slerp', .*got 'sleep'"):
+        build_combine("amdm", mix="sleep")
+
+
+@pytest.mark.parametrize("name", COMBINES)
+def test_every_picture_begins_anew(name: str) -> None:
+    steps = [step(m) for m in range(3)]
+    used = build(name)
+    used([replace(one, sample=noise(8)) for one in steps])
+    used(steps)
+    for a, b in zip(build(name)(steps), build(name)(steps), strict=True):
+        assert torch.equal(a, b)
