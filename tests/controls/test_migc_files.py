@@ -123,6 +123,7 @@ def test_calls_that_do_not_fit(control):
         ({"boxes": torch.tensor([BOX, (0.6, 0.0, 0.5, 1.0)])}, r"instance 2 is .* x1 >= x2"),
         ({"boxes": torch.tensor([BOX, (0.5, 0.0, 0.51, 1.0)])}, r"instance 2 is smaller than a pixel of 64 x 64"),
         ({"slots": torch.tensor([1, 1])}, r"n different numbers from 0, .* for 2 instances; got \[\[1, 1\]\]"),
+        ({"fuse_until": 25}, r"fuse_until is a share of the schedule, 0 to 1; got 25"),
         ({"text_scale": (1.0,)}, r"text_scale has one value for all instances or one each; got 1 for 2"),
     ],
 )

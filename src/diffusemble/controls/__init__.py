@@ -17,6 +17,12 @@ _PUBLIC = {
     "Gligen": "gligen",
     "GligenCondition": "gligen",
     "gligen_condition": "gligen",
+    "Migc": "migc",
+    "MigcCondition": "migc",
+    "migc_condition": "migc",
+    "ImagePrompt": "image_prompt",
+    "ImagePromptCondition": "image_prompt",
+    "image_prompt_condition": "image_prompt",
 }
 
 __all__ = sorted(_PUBLIC)

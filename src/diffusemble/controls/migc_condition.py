@@ -34,7 +34,8 @@ class MigcCondition:
             0, 1, 2, ... by default.
 
     Raises:
-        ValueError: the sizes contradict each other, a box is none or covers no pixel, or two instances share a slot.
+        ValueError: the sizes contradict each other, a box is none or covers no pixel, two instances share a slot, or a
+            share is none.
     """
 
     text: Tensor
@@ -66,6 +67,9 @@ class MigcCondition:
             raise ValueError(
                 f"Slots are n different numbers from 0, [n] or [layers n], for {n} instances; got {slots.tolist()}."
             )
+        for name in ("until", "fuse_until"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share of the schedule, 0 to 1; got {getattr(self, name):g}.")
         self.scale_rows()
 
     def _check_pixels(self, box: tuple[float, ...], number: int) -> None:
