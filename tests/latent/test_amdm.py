@@ -183,6 +183,18 @@ def test_no_step_passes_the_mean(length: float) -> None:
     assert length or torch.equal(drawn, z)
 
 
+@pytest.mark.parametrize("length", [0.0, 0.05, 0.5, 50.0])
+def test_on_the_shell_latents_of_one_norm_keep_it(length: float) -> None:
+    z, mean = (x * 12 / norms(x).view(-1, 1, 1, 1) for x in (noise(3), noise(4)))
+    drawn, straight = draw_to(z, mean, length, shell=True), draw_to(z, mean, length)
+    torch.testing.assert_close(norms(drawn), torch.full((2,), 12.0))
+    torch.testing.assert_close(drawn / 12, straight / norms(straight).view(-1, 1, 1, 1))
+    if length == 0.5:
+        assert norms(straight).max() < 10
+    halfway = draw_to(z, 3 * z, 12 / sqrt(140), shell=True)
+    torch.testing.assert_close(norms(halfway), torch.full((2,), 24.0))
+
+
 def test_steps_know_no_batch_scale_with_latents_and_stay_finite() -> None:
     z, mean = noise(3), noise(4)
     assert torch.equal(draw_to(z, mean, 0.3)[1:], draw_to(z[1:], mean[1:], 0.3))

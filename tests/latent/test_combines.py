@@ -138,8 +138,8 @@ def test_amdm_is_its_formulas() -> None:
     steps = [step(m, weight=1.0 + m, length=0.05 * (m + 1)) for m in range(3)]
     latents, weights = [noise(300 + m) for m in range(3)], [1.0, 2.0, 3.0]
     for out, one in zip(build_combine("amdm")(steps), steps, strict=True):
-        torch.testing.assert_close(out, draw_to(mix(latents, weights), ddim(one), one.length))
-    for out, one in zip(build_combine("amdm", mix="unit", mean="ddpm")(steps), steps, strict=True):
+        torch.testing.assert_close(out, draw_to(mix(latents, weights), ddim(one), one.length, shell=True))
+    for out, one in zip(build_combine("amdm", mix="unit", mean="ddpm", shell=False)(steps), steps, strict=True):
         mean = ddpm_mean(one.sample, to_clean(one.prediction, one.sample, BEFORE, "epsilon"), BEFORE, AFTER)
         torch.testing.assert_close(out, draw_to(mix(latents, weights, "unit"), mean, one.length))
     for out in build_combine("amdm", mix="renormalised", deviation=False)(steps):

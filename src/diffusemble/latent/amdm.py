@@ -166,7 +166,7 @@ def reference_mean(sample: Float[Tensor, "b ..."], noise: Tensor, level: Level, 
 # -- Deviation optimisation --------------------------------------------------------------------------------------------
 
 
-def draw_to(mixed: Float[Tensor, "b ..."], mean: Tensor, length: float) -> Float[Tensor, "b ..."]:
+def draw_to(mixed: Float[Tensor, "b ..."], mean: Tensor, length: float, shell: bool = False) -> Float[Tensor, "b ..."]:
     """x = z - min(l, ‖z - μ‖) (z - μ) / ‖z - μ‖ with l = length · √(values of one sample), in float32.
 
     One normalised gradient step of log N(z; μ, ·) per sample, which stops at the mean instead of passing it, and stays
@@ -176,6 +176,8 @@ def draw_to(mixed: Float[Tensor, "b ..."], mean: Tensor, length: float) -> Float
         mixed: aggregated latents z.
         mean: μ of one model.
         length: of the step, as a share of the norm that standard normal latents have.
+        shell: give x a norm between those of z and μ, as far along as it went. A straight step between two points of
+            one sphere passes inside it, so latents would lose noise.
 
     Raises:
         ValueError: a negative length.
@@ -185,11 +187,15 @@ def draw_to(mixed: Float[Tensor, "b ..."], mean: Tensor, length: float) -> Float
             f"A step of deviation optimisation goes towards a model's mean, so its length is 0 or more; got "
             f"{length:g}. The published steps of 35 to 55 at 4 x 64 x 64 latents are lengths of 0.27 to 0.43."
         )
-    away = (mixed.float() - mean.float()).flatten(1)
-    distance = away.norm(dim=1, keepdim=True)
-    step = length * sqrt(away.shape[1])
-    share = (step / distance.clamp_min(torch.finfo(distance.dtype).tiny)).clamp(max=1.0)
-    return (mixed.float() - (share * away).view_as(mixed)).to(mixed.dtype)
+    start, goal = mixed.float().flatten(1), mean.float().flatten(1)
+    least = torch.finfo(start.dtype).tiny
+    distance = (start - goal).norm(dim=1, keepdim=True)
+    share = (length * sqrt(start.shape[1]) / distance.clamp_min(least)).clamp(max=1.0)
+    drawn = start - share * (start - goal)
+    if shell:
+        norm = torch.lerp(start.norm(dim=1, keepdim=True), goal.norm(dim=1, keepdim=True), share)
+        drawn = drawn * (norm / drawn.norm(dim=1, keepdim=True).clamp_min(least))
+    return drawn.view_as(mixed).to(mixed.dtype)
 
 
 def reference_draw_to(mixed: Float[Tensor, "b ..."], mean: Tensor, length: float) -> Float[Tensor, "b ..."]:

@@ -25,6 +25,8 @@ class AMDMOptions(Schema):
         mean: where each model is drawn to: its deterministic step (``"ddim"``), its posterior mean (``"ddpm"``), or
             ``"reference"``: the published code's, which knows no first step, so that nothing is exchanged there.
         deviation: whether each model is drawn back at all; without, all go on with the same latents.
+        shell: whether latents that were drawn back get a norm between those of both ends of the step, instead of the
+            shorter one of a straight step.
         compat: ``"reference"`` for the published code with its faults: weights as they are given, their linear sum,
             its mean, one norm for the whole batch, steps past the mean, NaN at the mean.
 
@@ -35,11 +37,12 @@ class AMDMOptions(Schema):
     mix: Mix = "slerp"
     mean: Mean = "ddim"
     deviation: bool = True
+    shell: bool = True
     compat: Literal["reference"] | None = None
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> AMDMOptions:
-        others = [name for name in ("mix", "mean", "deviation") if name in self.model_fields_set]
+        others = [name for name in ("mix", "mean", "deviation", "shell") if name in self.model_fields_set]
         if self.compat is not None and others:
             raise ValueError(
                 f"compat='reference' is the published code as it is, so nothing else can be chosen; got "
@@ -70,7 +73,7 @@ class AMDM:
         mixed = mix(latents, [step.weight for step in steps], options.mix)
         if not options.deviation:
             return [mixed for _ in steps]
-        return [draw_to(mixed, mean_of(step, options.mean), step.length) for step in steps]
+        return [draw_to(mixed, mean_of(step, options.mean), step.length, options.shell) for step in steps]
 
 
 def mean_of(step: Step, how: Mean) -> Tensor:
