@@ -16,7 +16,7 @@ from diffusemble.controls.image_prompt import ImagePrompt, ImagePromptCondition
 from diffusemble.controls.migc import Migc, MigcCondition, migc_condition
 from diffusemble.controls.migc_processors import place
 from diffusemble.controls.pipelines import pipeline_with
-from tiny import LENGTH, WIDTH, randomised, tiny_pipeline, tiny_unet
+from tiny import LENGTH, WIDTH, randomised, tiny_pipeline, tiny_scheduler, tiny_unet
 
 EARLY, LATE = 981, 301  # of 1000 time steps
 BOXES = ((0.0, 0.1, 0.5, 0.8), (0.4, 0.3, 1.0, 0.9), (0.2, 0.5, 0.7, 1.0))
@@ -98,20 +98,26 @@ def test_it_works_in_its_share_of_the_schedule(unet, model):
 
 
 @pytest.mark.parametrize(("steps", "last"), [(50, 20), (20, 8), (8, 4)])
-def test_the_share_of_the_published_loop(steps, last):
+def test_the_share_of_the_published_loop(unet, model, steps, last):
     """Step i of T is in, up to and with ``last``, when ``until`` is (last + 1) / T."""
-    pipe = tiny_pipeline()
-    pipe.scheduler.set_timesteps(steps)
-    torch.manual_seed(0)
-    unet = tiny_unet()
-    model = ControlledUNet(unet, [Migc.from_unet(unet, slots=8, hidden=9, heads=4, reduction=4)])
+    scheduler = tiny_scheduler()
+    scheduler.set_timesteps(steps)
     sample, text = inputs()
     for step in (last, last + 1):
-        time = int(pipe.scheduler.timesteps[step])
-        same = torch.equal(
-            run(model, sample, text, told(until=(last + 1) / steps), time), run(unet, sample, text, time=time)
-        )
-        assert same == (step > last)
+        time = int(scheduler.timesteps[step])
+        plain = run(unet, sample, text, time=time)
+        assert torch.equal(run(model, sample, text, told(until=(last + 1) / steps), time), plain) == (step > last)
+
+
+def test_other_ways_to_compute_attention(unet, model, control):
+    sample, text = inputs()
+    picture = ImagePrompt.from_unet(unet, 12)
+    sliced = deepcopy(unet)
+    sliced.set_attention_slice(1)
+    given = {"condition": told(fuse_until=1.0), "image_prompt": ImagePromptCondition(torch.ones(1, 12))}
+    for controls, conditions in (([control], {"condition": told()}), ([picture, control], given)):
+        expected = run(ControlledUNet(unet, controls), sample, text, **conditions)
+        close(run(ControlledUNet(sliced, controls), sample, text, **conditions), expected)
 
 
 def test_instances_may_come_in_any_order(model):

@@ -189,11 +189,10 @@ class PicturedProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
     ) -> Tensor:
         """Attention output ``[b l c]``."""
         seen = encoder_hidden_states, [self.tokens]
-        output: Tensor = self.layer(attn, hidden_states, seen, attention_mask, temb)
+        output: Tensor = self.layer(attn, hidden_states, seen, attention_mask)
         return output
 
 

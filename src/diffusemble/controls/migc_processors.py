@@ -97,10 +97,9 @@ class MigcProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
     ) -> Tensor:
         """Attention output ``[b l c]``."""
-        plain = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        plain = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask)
         instances, dtype = self.placed.at(self.index), self.layer.norm.weight.dtype
         own = _read_phrases(self.inner, attn, hidden_states, instances)
         parts = (part.to(dtype) for part in (hidden_states[instances.rows], plain[instances.rows], own))
@@ -126,10 +125,9 @@ class FusedProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
     ) -> Tensor:
         """Attention output ``[b l c]``."""
-        plain = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        plain = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask)
         instances = self.placed.instances
         own = _read_phrases(self.inner, attn, hidden_states, instances)
         mixed = fuse(plain[instances.rows], own, self.placed.masks(hidden_states.shape[1]).instances, instances.owner)
