@@ -1,4 +1,4 @@
-"""Whole loops of the published AMDM scripts, run once on a linear toy, and the loop over pipelines: the same numbers."""
+"""The published AMDM scripts, run once on a linear toy, and the loop over pipelines give the same numbers."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ from typing import Any
 from diffusemble.experts.expert import latent_space
 from diffusemble.latent.base import Moment
 from diffusemble.latent.member import Member
-from diffusemble.latent.schedules import schedule_difference
+from diffusemble.latent.schedules import check_scheduler, schedule_difference
 
-# Schedulers that go on from latents which they kept themselves, whatever they are given.
-_KEPT = ("sample", "last_sample")
+# The trial of a scheduler takes as long as some steps of a small model, so one configuration is tried once.
+_PASSED: set[tuple[type, str, Moment]] = set()
 
 
 def check_members(members: Sequence[Member], moment: Moment) -> None:
@@ -23,13 +23,8 @@ def check_members(members: Sequence[Member], moment: Moment) -> None:
     base = members[0]
     for member in members:
         scheduler = _fresh(member)
-        keeps = scheduler.order > 1 or any(hasattr(scheduler, name) for name in _KEPT)
-        if len(members) > 1 and moment == "latents" and keeps:
-            raise ValueError(
-                f"Members exchange latents after every step, but {type(scheduler).__name__} of member {member.name!r} "
-                f"goes on from latents that it kept itself. Use DDIM, DDPM, DPM-Solver++ (multistep), Euler or "
-                f"flow-matching Euler, for example DDIMScheduler.from_config(pipeline.scheduler.config)."
-            )
+        if len(members) > 1:
+            _check_scheduler(member.name, scheduler, moment)
         difference = schedule_difference(_fresh(base), scheduler)
         if difference:
             raise ValueError(
@@ -37,6 +32,17 @@ def check_members(members: Sequence[Member], moment: Moment) -> None:
                 f"{difference}. Use models of one family, with schedulers of one kind."
             )
         _check_space(base, member)
+
+
+def _check_scheduler(name: str, scheduler: Any, moment: Moment) -> None:
+    tried = (type(scheduler), repr(scheduler.config), moment)
+    if tried in _PASSED:
+        return
+    try:
+        check_scheduler(scheduler, moment)
+    except ValueError as error:
+        raise ValueError(f"Member {name!r} cannot take part: {error}") from error
+    _PASSED.add(tried)
 
 
 def _fresh(member: Member) -> Any:

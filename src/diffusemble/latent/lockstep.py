@@ -67,7 +67,8 @@ class _Lockstep:
         try:
             outputs[self.base.name] = self._run_base()
             for number in list(self.strands):
-                outputs[self.runners[number].name] = self._finish(number)
+                if self.runners[number].member.finish:
+                    outputs[self.runners[number].name] = self._finish(number)
         finally:
             for number in list(self.strands):
                 self._stop(number)

@@ -15,7 +15,7 @@ from diffusemble.latent.arrangement import Arrangement
 from diffusemble.latent.base import Moment, Step
 from diffusemble.latent.member import Member
 from diffusemble.latent.schedules import levels, prediction_kind, training_beta
-from diffusemble.latent.watch import Watch, guidance_scale
+from diffusemble.latent.watch import Watch, guidance
 
 Meet = Callable[[Step], Tensor]
 
@@ -122,7 +122,7 @@ class Runner:
                 f"{list(prediction.shape)}. Models that predict a variance as well cannot be aggregated."
             )
         member, before = self.member, self._before
-        halves = self._watch.halves(len(sample), self.pipeline)
+        halves, scale = guidance(self._watch.seen(), prediction, self.pipeline, member.call)
         start, end = levels(self.scheduler, timestep)
         return Step(
             index=self.steps - 1,
@@ -135,7 +135,7 @@ class Runner:
             weight=float(member.weight or 0),
             length=float(member.length or 0),
             halves=halves,
-            guidance=guidance_scale(halves, prediction, self.pipeline, member.call),
+            guidance=scale,
             member=self.number,
             beta=training_beta(self.scheduler, timestep),
             previous=before,

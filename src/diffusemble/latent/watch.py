@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,18 +40,10 @@ class Watch:
             if handle is not None:
                 handle.remove()
 
-    def halves(self, batch: int, pipeline: Any) -> tuple[Tensor, Tensor] | None:
-        """Predictions without and with the prompt for ``batch`` latents, from what was seen since the last time.
-
-        None unless ``pipeline`` guides by one call of two rows for each of the latents.
-        """
+    def seen(self) -> list[Tensor]:
+        """What came out since the last time, call by call."""
         seen, self._seen = self._seen, []
-        # Perturbed-attention guidance alone has two rows as well, but both with the prompt.
-        guided = getattr(pipeline, "do_classifier_free_guidance", True)
-        if not guided or len(seen) != 1 or len(seen[0]) != 2 * batch:
-            return None
-        without, with_prompt = seen[0].chunk(2)
-        return without, with_prompt
+        return seen
 
     def _see(self, module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() == self._thread:
@@ -59,14 +51,36 @@ class Watch:
             self._seen.append(output[0] if isinstance(output, tuple) else output.sample)
 
 
-def guidance_scale(
-    halves: tuple[Tensor, Tensor] | None, prediction: Tensor, pipeline: Any, call: Mapping[str, Any]
-) -> float | None:
-    """Scale that joined the halves; None where the prediction is not without + scale (with - without)."""
-    parameter = inspect.signature(type(pipeline).__call__).parameters.get("guidance_scale")
-    scale = call.get("guidance_scale", None if parameter is None else parameter.default)
-    if halves is None or not isinstance(scale, (int, float)):
-        return None
-    without, with_prompt = halves
-    error = (without + scale * (with_prompt - without) - prediction).abs().max()
-    return float(scale) if error <= TOLERANCE * prediction.abs().max() else None
+def guidance(
+    seen: Sequence[Tensor], prediction: Tensor, pipeline: Any, call: Mapping[str, Any]
+) -> tuple[tuple[Tensor, Tensor] | None, float | None]:
+    """Predictions without and with the prompt, and the scale that joined them; None where they cannot be told.
+
+    Args:
+        seen: outputs of the denoiser before this prediction: one with an unconditional and a conditional half, or two,
+            with the prompt first (FLUX and others with a true guidance scale).
+        prediction: guided ``[b ...]``.
+        pipeline: that guided it.
+        call: its arguments.
+    """
+    rows = [len(output) for output in seen]
+    batch = len(prediction)
+    # Perturbed-attention guidance alone has two rows as well, but both with the prompt.
+    if not getattr(pipeline, "do_classifier_free_guidance", True) or rows not in ([2 * batch], [batch, batch]):
+        return None, None
+    without, with_prompt = seen[0].chunk(2) if len(seen) == 1 else (seen[1], seen[0])
+    tolerance = TOLERANCE * prediction.abs().max()
+    for scale in _scales(pipeline, call):
+        joined = without + scale * (with_prompt - without)
+        if joined.shape == prediction.shape and (joined - prediction).abs().max() <= tolerance:
+            return (without, with_prompt), scale
+    return ((without, with_prompt) if len(seen) == 1 else None), None
+
+
+def _scales(pipeline: Any, call: Mapping[str, Any]) -> Iterator[float]:
+    """Guidance scales that the call has or leaves at their defaults."""
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    for name in ("guidance_scale", "true_cfg_scale"):
+        scale = call.get(name, parameters[name].default if name in parameters else None)
+        if isinstance(scale, (int, float)):
+            yield float(scale)
