@@ -17,9 +17,8 @@ PACKAGES = ("torch", "diffusers", "transformers")
 
 def made_with(ensemble: EnsembleDenoiser) -> MadeWith:
     """Versions, device, and SHA-256 of the experts' files and of the aggregator."""
-    versions = {"diffusemble": diffusemble.__version__, **{name: version(name) for name in PACKAGES}}
     return MadeWith(
-        versions={**versions, "python": platform.python_version()},
+        versions=versions(),
         device=f"{ensemble.device.type} {str(ensemble.dtype).removeprefix('torch.')}",
         aggregator=f"{name_of(ensemble.aggregator)} {fingerprint(ensemble.aggregator)}",
         experts=tuple(
@@ -27,6 +26,12 @@ def made_with(ensemble: EnsembleDenoiser) -> MadeWith:
             for expert in ensemble.experts
         ),
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, of those it draws with, and of Python."""
+    of_packages = {name: version(name) for name in PACKAGES}
+    return {"diffusemble": diffusemble.__version__, **of_packages, "python": platform.python_version()}
 
 
 def fingerprint(aggregator: Combiner) -> str:

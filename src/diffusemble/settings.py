@@ -98,7 +98,8 @@ def _explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
         elif problem["type"] == "missing":
             yield f"the key {key!r} is missing. Add it."
         elif problem["type"] == "value_error":
-            yield f"{key}: {problem['ctx']['error']}." if key else f"{problem['ctx']['error']}."
+            why = str(problem["ctx"]["error"]).rstrip(".")
+            yield f"{key}: {why}." if key else f"{why}."
         else:
             yield f"{key} {re.sub('^[A-Z][a-z]+ should', 'must', problem['msg'])}; got {came}."
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffusemble.app import block_weights, study
+from diffusemble.app.control import control
 from diffusemble.app.distill import distill
 from diffusemble.app.merge import merge
 from diffusemble.app.report import report
@@ -167,6 +168,7 @@ def evaluate(
     out().print(f"results  {run.report}", markup=False)
 
 
+app.command()(control)
 app.command()(report)
 app.command()(distill)
 app.command()(merge)

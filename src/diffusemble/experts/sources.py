@@ -95,7 +95,7 @@ def _from_zoo(name: str) -> tuple[Source, ...]:
     groups = zoo.groups()
     if name in groups:
         return tuple(Source("zoo", member) for member in groups[name])
-    if name not in zoo.names():
+    if name not in (*zoo.names(), zoo.SCENES):
         raise ValueError(
             f"The zoo has no model or group {name!r}. Its groups are: {', '.join(groups)}; its models are: "
             f"{', '.join(zoo.names())}."

@@ -42,7 +42,7 @@ def read_document(file: str | Path) -> str:
         raise ValueError(f"{file} is not a readable picture ({error}). Give the file as it was written.") from error
     if document is None:
         raise ValueError(
-            f"{file} carries no configuration. Only pictures of `diffusemble generate` do, and programs that edit or "
-            f"convert a picture drop it; give the .yaml file that was written beside it."
+            f"{file} carries no configuration. Only pictures of `diffusemble generate` and `diffusemble control` do, "
+            f"and programs that edit or convert a picture drop it; give the .yaml file that was written beside it."
         )
     return str(document)

@@ -5,9 +5,10 @@
 
 from diffusemble.zoo.controls import control_file, image_encoder_folder
 from diffusemble.zoo.ensembles import trained_ensemble
-from diffusemble.zoo.experts import fingerprint, folder, groups, names, on_ground
+from diffusemble.zoo.experts import SCENES, fingerprint, folder, groups, names, on_ground
 
 __all__ = [
+    "SCENES",
     "control_file",
     "fingerprint",
     "folder",
