@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from diffusemble import zoo
 from diffusemble.controls import ControlledUNet, Gligen, Interaction, Relation, interaction_condition, pipeline_with
 from diffusemble.controls.base import Call
-from diffusemble.controls.gated_control import at_work
+from diffusemble.controls.gated_condition import at_work
 from gated_cases import opened
 from tiny import WIDTH, tiny_pipeline
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,67 +14,16 @@ from diffusers.models.attention import GatedSelfAttentionDense
 from torch import Tensor, nn
 
 from diffusemble.controls.attachment import per_picture
-from diffusemble.controls.base import TIMESTEPS, Call, Control
+from diffusemble.controls.base import Call, Control
 from diffusemble.controls.gated import Look, block_sizes, looking
+from diffusemble.controls.gated_condition import HIDDEN, SLOTS, GatedCondition, GatedSizes, at_work
 from diffusemble.controls.layouts import SD1_BLOCKS, SD1_HEADS, adapter_tensors, unet_file
 from diffusemble.controls.storage import fill, read_control, write_control
 
 if TYPE_CHECKING:
     from typing import Self
 
-SLOTS = 30  # of the published models
-HIDDEN = 512
-_ROUNDING = 0.6 / TIMESTEPS  # schedulers round to whole timesteps of training
 _KEPT = 16  # conditions whose tokens are kept
-
-
-@dataclass(frozen=True)
-class GatedSizes:
-    """Sizes of a gated control.
-
-    Attributes:
-        blocks: width and number of heads of every transformer block with a gated layer, by the block's name.
-        token: width of the tokens.
-        text: width of the phrases' embeddings.
-        hidden: width inside the projection of conditions to tokens.
-        slots: how many things a condition may have.
-    """
-
-    blocks: Mapping[str, tuple[int, int]]
-    token: int
-    text: int
-    hidden: int = HIDDEN
-    slots: int = SLOTS
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class GatedCondition:
-    """What every condition of a gated control says.
-
-    Attributes:
-        scale: in front of the gates: 1 as trained, 0 off.
-        until: share of the schedule during which the layers are on; GLIGEN calls it scheduled sampling.
-    """
-
-    scale: float = 1.0
-    until: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.until <= 1:
-            raise ValueError(f"until is a share of the schedule, 0 to 1; got {self.until:g}. 1 keeps the control on.")
-
-    def __len__(self) -> int:
-        """Number of slots that it takes."""
-        return 0
-
-
-def at_work(progress: float, until: float) -> bool:
-    """Whether a control that works for a share of the schedule works at this place in it.
-
-    For leading and trailing timesteps these are the first ``until`` T of T steps that divide the schedule, as in the
-    published code.
-    """
-    return progress < until - _ROUNDING
 
 
 class GatedControl(Control):
@@ -163,7 +112,7 @@ class GatedControl(Control):
 
     def save_pretrained(self, file: str | Path) -> None:
         """Write the adapter alone to one ``.safetensors`` file, with its sizes in the header."""
-        write_control(self.state_dict(), file, {"name": self.key, "sizes": asdict(self.sizes)})
+        write_control(self.state_dict(), file, {"control": self.key, "sizes": asdict(self.sizes)})
 
     @contextmanager
     def attached(self, unet: nn.Module, condition: Any, call: Call) -> Iterator[Mapping[str, Any]]:
@@ -201,7 +150,8 @@ class GatedControl(Control):
         if key not in self._tokens_of or self._tokens_of[key][1] != weights:
             while len(self._tokens_of) >= _KEPT:
                 self._tokens_of.pop(next(iter(self._tokens_of)))
-            self._tokens_of[key] = (conditions, weights, self.project(conditions))
+            tokens = self.project(conditions).to(self._weight.dtype)  # whatever autocast made of them
+            self._tokens_of[key] = (conditions, weights, tokens)
         return self._tokens_of[key][2]
 
     def _check(self, pictures: list[Any]) -> GatedCondition:
@@ -218,9 +168,10 @@ class GatedControl(Control):
 
     @classmethod
     def _check_kind(cls, spec: Mapping[str, Any], source: str | Path) -> None:
-        if spec["name"] != cls.key:
+        kind = spec.get("control")
+        if kind != cls.key:
             raise ValueError(
-                f"{source} holds a control of the kind {spec['name']!r}, not {cls.key!r}. Load it with its own class."
+                f"{source} holds a control of the kind {kind!r}, not {cls.key!r}. Load it with its own class."
             )
 
     @classmethod

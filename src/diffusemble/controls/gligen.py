@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusemble.controls.boxes import FEATURES, check_box, fourier
-from diffusemble.controls.gated_control import SLOTS, GatedCondition, GatedControl, GatedSizes
+from diffusemble.controls.gated_condition import SLOTS, GatedCondition, GatedSizes
+from diffusemble.controls.gated_control import GatedControl
 from diffusemble.controls.phrases import encode_phrases
 from diffusemble.controls.projection import check_vectors, masks_of, or_nothing, packed, perceptron
 

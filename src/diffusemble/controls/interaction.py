@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusemble.controls.boxes import FEATURES, between, check_box, fourier
-from diffusemble.controls.gated_control import GatedCondition, GatedControl, GatedSizes
+from diffusemble.controls.gated_condition import GatedCondition, GatedSizes
+from diffusemble.controls.gated_control import GatedControl
 from diffusemble.controls.phrases import encode_phrases
 from diffusemble.controls.projection import Numbered, check_vectors, masks_of, or_nothing, packed, perceptron
 
