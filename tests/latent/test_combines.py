@@ -279,10 +279,12 @@ def test_superdiff_counts_anew_when_a_member_joins_and_goes_on_when_one_leaves()
     assert before.shape == (2,)
 
 
-@pytest.mark.parametrize("name", ["superdiff-or", "superdiff-and"])
-def test_superdiff_has_no_not(name: str) -> None:
-    with pytest.raises(ValueError, match=r"weights are positive; member 1 has -1.*composable, where a negative weight"):
-        build_combine(name)([step(0), step(1, weight=-1.0)])
+@pytest.mark.parametrize("name", ["superdiff-or", "superdiff-and", "magicfusion", "masks"])
+def test_only_composable_and_linear_take_negative_weights(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"Weights of .* are positive; member 1 has -1. .*composable, where a negative"
+    ):
+        build(name)([step(0), step(1, weight=-1.0)])
 
 
 # -- Names and options -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What AMDM does to the norm of latents: an ideal Gaussian denoiser, 50 DDIM steps, lengths and weights as published."""
+"""What AMDM does to the norm of latents: ideal Gaussian denoiser, 50 DDIM steps, lengths and weights as published."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from math import sqrt
 from typing import Any
 
 import pytest
-import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 

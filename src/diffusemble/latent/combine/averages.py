@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from diffusemble.config import Schema
 from diffusemble.fusion import shares
 from diffusemble.latent.base import Moment, Step
-from diffusemble.latent.combine.members import stepped
+from diffusemble.latent.combine.members import check_positive, stepped
 
 
 class Alone:
@@ -88,7 +88,7 @@ class Masks:
     A place that no running member's mask covers stays the base's. Where a single mask covers it, it is a copy.
 
     Raises:
-        ValueError: more members than masks.
+        ValueError: more members than masks, or a weight that is not positive.
     """
 
     Options: ClassVar[type[Schema]] = MasksOptions
@@ -102,6 +102,7 @@ class Masks:
         latents = stepped(steps)
         if len(latents) == 1:
             return latents
+        check_positive(steps, "masks")
         maps = torch.stack([step.weight * self._mask(step, x) for step, x in zip(steps, latents, strict=True)])
         covered = maps.sum(dim=0)
         maps[0] = torch.where(covered > 0, maps[0], 1.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusemble.config import Schema
 from diffusemble.fusion import Kernel, most_salient, saliency
 from diffusemble.latent.base import Moment, Step
-from diffusemble.latent.combine.members import as_kind, check_same_latents, returned, unprompted
+from diffusemble.latent.combine.members import as_kind, check_positive, check_same_latents, returned, unprompted
 from diffusemble.latent.predictions import to_noise
 
 
@@ -33,7 +33,7 @@ class MagicFusion:
     """The guided prediction of the most salient member at every place, for all members (``fusion.most_salient``).
 
     Raises:
-        ValueError: members of different latents, or one without guidance.
+        ValueError: members of different latents, one without guidance, or a weight that is not positive.
     """
 
     Options: ClassVar[type[Schema]] = MagicFusionOptions
@@ -47,6 +47,7 @@ class MagicFusion:
         if len(steps) == 1:
             return [steps[0].prediction]
         check_same_latents(steps, "magicfusion")
+        check_positive(steps, "magicfusion")
         saliencies = torch.stack([self._saliency(step) for step in steps], dim=1)
         chosen = most_salient(saliencies, [self.options.sharpness * step.weight for step in steps])
         guided = torch.stack([as_kind(step.prediction, step, steps[0].kind).float() for step in steps], dim=1)

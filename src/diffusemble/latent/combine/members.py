@@ -50,6 +50,21 @@ def check_same_latents(steps: Sequence[Step], way: str) -> None:
             )
 
 
+def check_positive(steps: Sequence[Step], way: str) -> None:
+    """Make sure that no member's weight is zero or less.
+
+    Raises:
+        ValueError: a weight is.
+    """
+    for step in steps:
+        if step.weight <= 0:
+            raise ValueError(
+                f"Weights of {way} say who counts how much, so they are positive; member {step.member} has "
+                f"{step.weight:g}. Give a positive one, leave the member out, or use composable, where a negative "
+                f"weight means NOT."
+            )
+
+
 def unprompted(step: Step, way: str) -> Tensor:
     """The member's prediction without its prompt.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusemble.config import Schema
 from diffusemble.latent.base import Moment, Step
-from diffusemble.latent.combine.members import as_kind, check_same_latents, returned
+from diffusemble.latent.combine.members import as_kind, check_positive, check_same_latents, returned
 from diffusemble.latent.predictions import to_noise
 from diffusemble.latent.superdiff import both, either, kept, log_density_change
 
@@ -44,6 +44,7 @@ class SuperDiff:
         if len(steps) == 1:
             return [steps[0].prediction]
         check_same_latents(steps, "superdiff")
+        check_positive(steps, "superdiff")
         base = steps[0]
         noise = torch.stack([_noise(step.halves[1] if step.halves else step.prediction, step) for step in steps])
         fields = torch.stack([_noise(step.prediction, step) for step in steps])
@@ -67,11 +68,6 @@ class SuperDiff:
         return torch.stack([self.log_densities[step.member] + self._prior(step) for step in steps])
 
     def _prior(self, step: Step) -> float:
-        if step.weight <= 0:
-            raise ValueError(
-                f"SuperDiff weighs densities, so weights are positive; member {step.member} has {step.weight:g}. Give "
-                f"a positive one, leave the member out, or use composable, where a negative weight means NOT."
-            )
         return log(step.weight)
 
 
