@@ -240,6 +240,16 @@ def test_half_precision(unet, control, dtype, control_too):
     close(output.float(), expected, 0.05)
 
 
+def test_mixed_precision(unet, control):
+    sample, text = inputs()
+    torch.manual_seed(0)
+    model = ControlledUNet(unet, [ImagePrompt.from_unet(unet, 12), control])
+    given = {"condition": told(fuse_until=1.0), "image_prompt": ImagePromptCondition(torch.ones(1, 12))}
+    expected = run(model, sample, text, **given)
+    with torch.autocast("cpu", torch.bfloat16):
+        close(run(model, sample, text, **given).float(), expected, 0.05)
+
+
 def test_sizes_of_the_published_weights():
     with torch.device("meta"):
         control = Migc.from_unet(UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8))

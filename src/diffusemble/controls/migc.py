@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from diffusemble.controls.attachment import Processor, cross_attentions, per_picture, replaced, running_order
 from diffusemble.controls.base import Call, Control
+from diffusemble.controls.gated_condition import at_work
 from diffusemble.controls.layouts import ldm_to_diffusers
 from diffusemble.controls.migc_condition import MigcCondition, migc_condition
 from diffusemble.controls.migc_layers import LayerSizes, MigcLayer
@@ -30,7 +31,6 @@ _BLOCK = re.compile(
     r"|(?:down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+)(?=\.)"
 )
 _TRANSFORMER = re.compile(r"transformer_blocks\.\d+")
-_EDGE = 1e-6  # a step that begins exactly where the share ends is out, whatever the rounding
 
 
 class Migc(Control):
@@ -129,7 +129,7 @@ class Migc(Control):
                 f"All pictures of one call have MIGC in the same share of the schedule; got (until, fuse_until) of "
                 f"{sorted(shares)}. Draw pictures with different shares one after the other."
             )
-        on, fused = (call.progress < share - _EDGE for share in (shares or {(0.0, 0.0)}).pop())
+        on, fused = (at_work(call.progress, share) for share in (shares or {(0.0, 0.0)}).pop())
         if not on and not fused:
             return replaced(unet, {})
         for one in told:
