@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,13 +16,12 @@ from diffusers import (
 from torch import Tensor, nn
 
 from diffusemble import Member, aggregate
-from diffusemble.latent.base import Moment, Step
 from diffusemble.latent.predict import PredictPipeline
-from stock import STEPS, Stock, flux_true_guidance, generator, gligen, perturbed_attention, plain, small_pipeline
+from stock import STEPS, generator, plain, small_pipeline
 from tiny import tiny_scheduler
+from toys import SHAPE, Recorded, Toy, toy
 from unet_inputs import randn
 
-SHAPE = (1, 4, 8, 8)
 SCHEDULERS = {
     "DDIM": tiny_scheduler,
     "DDIM, velocity": lambda: tiny_scheduler(prediction_type="v_prediction"),
@@ -33,33 +31,6 @@ SCHEDULERS = {
     "Euler ancestral": lambda: EulerAncestralDiscreteScheduler.from_config(tiny_scheduler().config),
     "flow matching": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
 }
-
-
-class Toy:
-    """A denoiser that draws the same picture, whatever the noise: x_0 + what it sees."""
-
-    def __init__(self, seed: int) -> None:
-        self.picture, self.calls = randn(*SHAPE, seed=seed), 0
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.calls += 1
-        return torch.tanh(x - self.picture)
-
-
-def toy(name: str, seed: int, scheduler: Any = None, **more: Any) -> Member:
-    return Member(name, PredictPipeline(Toy(seed), scheduler or tiny_scheduler()), {"shape": SHAPE}, **more)
-
-
-class Recorded:
-    """Notes every step and exchanges nothing."""
-
-    def __init__(self, moment: Moment = "latents") -> None:
-        self.moment: Moment = moment
-        self.steps: list[tuple[Step, ...]] = []
-
-    def __call__(self, steps: Sequence[Step]) -> Sequence[Tensor]:
-        self.steps.append(tuple(steps))
-        return [step.prediction if step.stepped is None else step.stepped for step in steps]
 
 
 @pytest.mark.parametrize("combine", ["amdm", "linear", "magicfusion"])
@@ -210,49 +181,6 @@ def test_a_loop_over_ones_own_function_decodes_and_needs_noise() -> None:
         drawn()
     with pytest.raises(ValueError, match="got both"):
         drawn(shape=SHAPE, latents=randn(*SHAPE))
-
-
-def seen(stock: Stock, **more: Any) -> Step:
-    combine = Recorded()
-    pipeline, call = stock
-    aggregate(
-        [Member(name, pipeline, {**call, **more}, window=window) for name, window in (("a", None), ("b", 1.0))], combine
-    )
-    return combine.steps[-1][1]
-
-
-@pytest.mark.parametrize("stock", [plain, gligen, flux_true_guidance])
-def test_predictions_without_and_with_the_prompt_are_seen(stock: Any) -> None:
-    step = seen(stock())
-    assert step.halves is not None
-    assert step.guidance == (3.0 if stock is flux_true_guidance else 4.0)
-    without, with_prompt = step.halves
-    assert torch.equal(without + step.guidance * (with_prompt - without), step.prediction)
-
-
-def test_guidance_that_is_not_a_scale_is_not_called_one() -> None:
-    rescaled = seen(plain(), guidance_rescale=0.9)
-    assert rescaled.halves is not None
-    assert rescaled.guidance is None
-    for stock, more in (
-        (plain(), {"guidance_scale": 1.0}),
-        (perturbed_attention(), {}),
-        (perturbed_attention(), {"guidance_scale": 1.0}),
-    ):
-        step = seen(stock, **more)
-        assert step.halves is step.guidance is None
-
-
-def test_steps_name_levels_and_kinds() -> None:
-    combine = Recorded("prediction")
-    members = [toy("a", 1), toy("b", 2, window=1.0, weight=0.7, length=0.1)]
-    aggregate(members, combine, steps=4)
-    alphas = tiny_scheduler().alphas_cumprod
-    for step in (found[1] for found in combine.steps):
-        assert step.stepped is None
-        assert (step.kind, step.weight, step.length) == ("epsilon", 0.7, 0.1)
-        assert step.before.alpha == pytest.approx(float(alphas[int(step.timestep)]) ** 0.5)
-    assert combine.steps[0][0].after == combine.steps[1][0].before
 
 
 def test_combining_predictions_of_other_noise_is_refused() -> None:
