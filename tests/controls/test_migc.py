@@ -272,3 +272,6 @@ def test_layers_can_be_chosen(unet):
     )
     with pytest.raises(ValueError, match=r"No cross-attention of the U-Net lies in 'up_blocks.0'. It has: down_blocks"):
         Migc.from_unet(unet, layers=("up_blocks.0",))
+    for wrong in ({"heads": 5}, {"reduction": 64}, {"slots": 2}):
+        with pytest.raises(ValueError, match=r"channels that divide by the heads.* got 32 channels"):
+            Migc.from_unet(unet, **{"heads": 4, "reduction": 4, **wrong})

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,7 +68,7 @@ class Migc(Control):
             reduction: how many times narrower than the channels the gate of channels is; smaller for narrow U-Nets.
 
         Raises:
-            ValueError: no cross-attention has such a name.
+            ValueError: no cross-attention has such a name, or the sizes do not fit its channels.
         """
         chosen: dict[str, LayerSizes] = {}
         for start in layers:
@@ -80,8 +79,8 @@ class Migc(Control):
                 )
             for name in found:
                 attention: Any = unet.get_submodule(name)
-                sizes = LayerSizes(attention.to_q.in_features, attention.to_k.in_features)
-                chosen[name] = replace(sizes, heads=heads, slots=slots, hidden=hidden, reduction=reduction)
+                widths = attention.to_q.in_features, attention.to_k.in_features
+                chosen[name] = LayerSizes(*widths, heads, slots, hidden, reduction)
         made = cls({name: chosen[name] for name in sorted(chosen, key=running_order)})
         for layer in made.layers:
             layer.start()

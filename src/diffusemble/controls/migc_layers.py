@@ -27,6 +27,9 @@ class LayerSizes:
         slots: maps that are weighed against each other: background, layout, and one of every possible instance.
         hidden: width of the network that reads boxes.
         reduction: how many times narrower than the channels the gate of channels is.
+
+    Raises:
+        ValueError: the channels do not divide by the heads, the gate has no width, or no slot is left for an instance.
     """
 
     channels: int
@@ -35,6 +38,14 @@ class LayerSizes:
     slots: int = 30
     hidden: int = 512
     reduction: int = 16
+
+    def __post_init__(self) -> None:
+        if self.channels % self.heads or self.reduction > self.channels or self.slots < 3:
+            raise ValueError(
+                f"MIGC needs channels that divide by the heads, a reduction of at most the channels, and at least three "
+                f"slots; got {self.channels} channels, {self.heads} heads, reduction {self.reduction} and {self.slots} "
+                f"slots. Narrow U-Nets take fewer heads and a smaller reduction."
+            )
 
 
 @dataclass(frozen=True)
