@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusemble.fusion import most_salient, saliency
 from diffusemble.latent.amdm import ddim_mean, ddpm_mean, draw_to, mix
-from diffusemble.latent.base import Combine, Step
+from diffusemble.latent.base import Combine, Level, Step
 from diffusemble.latent.combine import build_combine
 from diffusemble.latent.predictions import from_noise, to_clean, to_noise
 from diffusemble.registry import COMBINES
@@ -144,6 +144,23 @@ def test_amdm_is_its_formulas() -> None:
         torch.testing.assert_close(out, draw_to(mix(latents, weights, "unit"), mean, one.length))
     for out in build_combine("amdm", mix="renormalised", deviation=False)(steps):
         torch.testing.assert_close(out, mix(latents, weights, "renormalised"))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.4])
+def test_amdm_does_the_same_in_every_space(alpha: float) -> None:
+    """Variance preserving latents, and the same drawing in Euler's space or another: x / alpha is the same."""
+
+    def elsewhere(one: Step) -> Step:
+        after, before = (Level(alpha, alpha * level.sigma / level.alpha) for level in (AFTER, BEFORE))
+        assert one.stepped is not None
+        sample, stepped = one.sample * alpha / BEFORE.alpha, one.stepped * alpha / AFTER.alpha
+        return replace(one, before=before, after=after, sample=sample, stepped=stepped)
+
+    steps = [step(m, length=0.3) for m in range(3)]
+    for options in ({}, {"mean": "ddpm", "mix": "unit", "shell": False}):
+        plain, other = build_combine("amdm", **options), build_combine("amdm", **options)
+        for a, b in zip(plain(steps), other([elsewhere(one) for one in steps]), strict=True):
+            torch.testing.assert_close(b, a * alpha / AFTER.alpha, rtol=1e-4, atol=1e-5)
 
 
 def test_amdm_exchanges_from_its_first_step_on_unless_its_mean_is_the_published_one() -> None:

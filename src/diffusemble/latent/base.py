@@ -24,6 +24,11 @@ class Level:
     alpha: float
     sigma: float
 
+    @property
+    def size(self) -> float:
+        """√(α² + σ²): deviation of latents whose pictures have deviation 1. 1 where the variance is preserved."""
+        return (self.alpha**2 + self.sigma**2) ** 0.5
+
 
 @dataclass(frozen=True)
 class Step:
@@ -38,7 +43,7 @@ class Step:
         prediction: guided output of the denoiser, as ``scheduler.step`` takes it.
         kind: what ``prediction`` is.
         weight: of the member.
-        length: of its deviation optimisation, as a share of the root of the number of latent values.
+        length: of its deviation optimisation, as a share of the norm that latents have at their level.
         halves: predictions without and with the prompt, before guidance; None where the pipeline shows only one.
         guidance: scale that joined them; None where it is not known.
         stepped: latents after the scheduler's step; None before it.

@@ -26,8 +26,7 @@ def to_noise(prediction: Float[Tensor, "b ..."], sample: Tensor, level: Level, k
     if kind == "epsilon":
         return prediction
     if kind == "v_prediction":
-        square = alpha**2 + sigma**2
-        return (sigma * sample + alpha * square**0.5 * prediction) / square
+        return (sigma * sample + alpha * level.size * prediction) / level.size**2
     if kind == "flow_prediction":
         return (sample + alpha * prediction) / (alpha + sigma)
     if sigma == 0:
@@ -47,8 +46,7 @@ def to_clean(prediction: Float[Tensor, "b ..."], sample: Tensor, level: Level, k
     if kind == "sample":
         return prediction
     if kind == "v_prediction":
-        square = alpha**2 + sigma**2
-        return (alpha * sample - sigma * square**0.5 * prediction) / square
+        return (alpha * sample - sigma * level.size * prediction) / level.size**2
     if kind == "flow_prediction":
         return (sample - sigma * prediction) / (alpha + sigma)
     if alpha == 0:
@@ -76,4 +74,4 @@ def told(noise: Float[Tensor, "b ..."], clean: Tensor, level: Level, kind: Predi
         return clean
     if kind == "flow_prediction":
         return noise - clean
-    return (level.alpha * noise - level.sigma * clean) / (level.alpha**2 + level.sigma**2) ** 0.5
+    return (level.alpha * noise - level.sigma * clean) / level.size

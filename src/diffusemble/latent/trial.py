@@ -57,8 +57,7 @@ def try_out(scheduler: Any, kind: Prediction, levels: Levels) -> Trial:
             redrawn = _step(copy.deepcopy(scheduler), timestep, before, noise, kind, seed - 1)
             stepped = _step(scheduler, timestep, before, noise, kind, seed)
             rest = stepped - after.alpha * PICTURE
-            size = (after.alpha**2 + after.sigma**2) ** 0.5
-            offs.append(max(float(rest.mean().abs()), abs(float(rest.std()) - after.sigma)) / size)
+            offs.append(max(float(rest.mean().abs()), abs(float(rest.std()) - after.sigma)) / after.size)
             if after.sigma > 0:
                 answer = float(((changed - stepped) / after.sigma * other).mean())
                 ignored += abs(answer) < HEARD and torch.equal(stepped, redrawn)

@@ -73,7 +73,11 @@ class AMDM:
         mixed = mix(latents, [step.weight for step in steps], options.mix)
         if not options.deviation:
             return [mixed for _ in steps]
-        return [draw_to(mixed, mean_of(step, options.mean), step.length, options.shell) for step in steps]
+        return [
+            # In Euler's space latents are larger, and so is what a share of their norm means.
+            draw_to(mixed, mean_of(step, options.mean), step.length * step.after.size, options.shell)
+            for step in steps
+        ]
 
 
 def mean_of(step: Step, how: Mean) -> Tensor:
