@@ -103,7 +103,8 @@ def test_a_control_may_have_layers_in_some_blocks_only(unet: Any):
     control = opened(Interaction, unet)
     some = {name: size for name, size in control.sizes.blocks.items() if name.startswith(("mid_block", "up_blocks.1"))}
     partial = Interaction(replace(control.sizes, blocks=some))
-    partial.load_state_dict({key: control.state_dict()[key] for key in partial.state_dict()})
+    weights = control.state_dict()
+    partial.load_state_dict({key: weights[key] for key in partial.state_dict()})
     with torch.no_grad():
         for name in control.sizes.blocks.keys() - some.keys():
             for gate in ("alpha_attn", "alpha_dense"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusemble.controls import Gligen, Interaction, plain_unet
 from diffusemble.controls.convert import convert, main
@@ -83,13 +83,18 @@ def pickled_checkpoint(base: dict[str, Tensor], own: dict[str, Tensor], at: Path
     return at.with_suffix(".safetensors")
 
 
+def same(read: nn.Module, weights: dict[str, Tensor]) -> None:
+    found = read.state_dict()
+    assert found.keys() == weights.keys()
+    assert [key for key, tensor in weights.items() if not torch.equal(found[key], tensor)] == []
+
+
 @pytest.mark.parametrize("layout", [folder, half_folder, one_file, adapter, original_adapter, pickled_checkpoint])
 def test_every_published_layout_is_read(unet: Any, control: Any, tmp_path: Path, layout: Layout):
     source = layout(unet.state_dict(), control.state_dict(), tmp_path / "published")
     read = Interaction.from_pretrained(source)
     assert read.sizes == control.sizes
-    for key, tensor in control.state_dict().items():
-        assert torch.equal(read.state_dict()[key], tensor), key
+    same(read, control.state_dict())
     assert not read.training
 
 
@@ -100,7 +105,7 @@ def test_what_is_saved_is_read(kind: type[GatedControl], tmp_path: Path):
     read = kind.from_pretrained(tmp_path / "control.safetensors", dtype=torch.float16)
     assert read.sizes == control.sizes
     assert {tensor.dtype for tensor in read.state_dict().values()} == {torch.float16}
-    assert all(torch.equal(read.state_dict()[key], tensor.half()) for key, tensor in control.state_dict().items())
+    same(read, control.half().state_dict())
     assert all(parameter.requires_grad for parameter in read.parameters())
 
 
@@ -108,7 +113,7 @@ def test_the_plain_network_of_a_folder(unet: Any, control: Any, tmp_path: Path):
     source = folder(unet.state_dict(), control.state_dict(), tmp_path / "published")
     read = plain_unet(source)
     assert not [name for name, _ in read.named_modules() if "fuser" in name or "position_net" in name]
-    assert all(torch.equal(read.state_dict()[key], tensor) for key, tensor in unet.state_dict().items())
+    same(read, unet.state_dict())
 
 
 def without(key: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:

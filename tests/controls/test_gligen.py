@@ -29,6 +29,11 @@ def ours(published: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any,
     return plain_unet(folder), Gligen.from_pretrained(folder)
 
 
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny_pipeline()
+
+
 def padded(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows.new_zeros(30 - len(rows), *rows.shape[1:])]).expand(2, -1, *rows.shape[1:])
 
@@ -79,13 +84,13 @@ def test_the_pipeline_is_the_same_bit_for_bit(published: Any, ours: tuple[Any, G
         ([("x" * 40, (0, 0, 1, 1))], "at most 16 tokens, .* has 42. Shorten it"),
     ],
 )
-def test_what_cannot_be_encoded_is_said(wrong: Any, message: str):
+def test_what_cannot_be_encoded_is_said(pipe: Any, wrong: Any, message: str):
     with pytest.raises(ValueError, match=message):
-        gligen_condition(tiny_pipeline(), wrong)
+        gligen_condition(pipe, wrong)
 
 
-def test_phrases_become_pooled_embeddings():
-    condition = gligen_condition(tiny_pipeline(), THINGS)
+def test_phrases_become_pooled_embeddings(pipe: Any):
+    condition = gligen_condition(pipe, THINGS)
     assert condition.phrases.shape == (2, WIDTH)
-    alone = gligen_condition(tiny_pipeline(), THINGS[1:])  # padded to another length
+    alone = gligen_condition(pipe, THINGS[1:])  # padded to another length
     torch.testing.assert_close(alone.phrases[0], condition.phrases[1])

@@ -62,7 +62,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, dict[
     with safe_open(str(GOLDEN / "id_unet_tiny.safetensors"), framework="pt") as opened:
         config = json.loads(opened.metadata()["config"])
     unet = UNet2DConditionModel(**{**config, "attention_type": "default"}).eval()
-    own = {key for key in golden["weight"] if key not in unet.state_dict()}
+    own = golden["weight"].keys() - unet.state_dict().keys()
     unet.load_state_dict({key: tensor for key, tensor in golden["weight"].items() if key not in own})
     control = Interaction.from_unet(unet)
     control.load_state_dict({key: golden["weight"][key] for key in own})
