@@ -42,8 +42,8 @@ class LayerSizes:
     def __post_init__(self) -> None:
         if self.channels % self.heads or self.reduction > self.channels or self.slots < 3:
             raise ValueError(
-                f"MIGC needs channels that divide by the heads, a reduction of at most the channels, and at least three "
-                f"slots; got {self.channels} channels, {self.heads} heads, reduction {self.reduction} and {self.slots} "
+                f"MIGC needs channels that divide by the heads, a reduction of at most the channels, and three "
+                f"slots or more; got {self.channels} channels, {self.heads} heads, reduction {self.reduction} and {self.slots} "
                 f"slots. Narrow U-Nets take fewer heads and a smaller reduction."
             )
 
