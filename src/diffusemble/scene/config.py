@@ -115,7 +115,7 @@ class SceneConfig(Schema):
     relations: tuple[RelationConfig, ...] = ()
     reference: Text | None = None
     members: Annotated[tuple[MemberConfig, ...], BeforeValidator(listed)] = ()
-    combine: Annotated[CombineConfig, BeforeValidator(_named)] = CombineConfig(name="amdm")
+    combine: Annotated[CombineConfig, BeforeValidator(_named)] = CombineConfig()
     shared_noise: bool | None = None
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(listed), Field(min_length=1)] = (0,)
     steps: int = Field(default=50, ge=1)

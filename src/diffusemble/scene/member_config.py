@@ -52,7 +52,7 @@ class MemberConfig(Schema):
     def _from_text(cls, value: Any) -> Any:
         if isinstance(value, str):
             kind, colon, source = value.partition(":")
-            if kind == "zoo" or "/" in kind or value.endswith(".safetensors"):
+            if kind not in KINDS and (kind == "zoo" or "/" in kind or value.endswith(".safetensors")):
                 value = {"kind": "model", "source": value}
             else:
                 value = {"kind": kind, **({"source": source} if colon else {})}
@@ -82,7 +82,7 @@ class MemberConfig(Schema):
 class CombineConfig(Schema):
     """A way to combine members by name, with its own options (``mix: linear``)."""
 
-    name: str
+    name: str = "amdm"
     options: Mapping[str, Any] = {}
 
     @field_validator("name")
