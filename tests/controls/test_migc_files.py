@@ -1,4 +1,4 @@
-"""MIGC's files, and the errors of its conditions."""
+"""MIGC's sizes and files, and the errors of its conditions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from diffusemble.controls.attachment import cross_attentions
 from diffusemble.controls.base import ControlledUNet
 from diffusemble.controls.convert import convert
 from diffusemble.controls.migc import Migc, MigcCondition, migc_condition
@@ -86,6 +88,34 @@ def test_other_files_are_refused(control, tmp_path):
     save_file({**weights, "model.diffusion_model.middle_block.1.migc.extra": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match=r"extra' is unknown"):
         Migc.from_pretrained(file)
+
+
+def test_sizes_of_the_published_weights():
+    with torch.device("meta"):
+        control = Migc.from_unet(UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8))
+    counts = [sum(weight.numel() for weight in layer.parameters()) for layer in control.layers]
+    assert counts == [14_341_977] * 4
+    assert round(4 * sum(counts) / 2**20, 2) == 218.84
+    assert control.names == tuple(
+        f"{block}.transformer_blocks.0.attn2"
+        for block in ("mid_block.attentions.0", *(f"up_blocks.1.attentions.{index}" for index in range(3)))
+    )
+    assert len(control.layers[0].state_dict()) == 32
+
+
+def test_layers_can_be_chosen():
+    unet = tiny_unet()
+    names = Migc.from_unet(
+        unet, layers=("up_blocks.2.attentions.1", "down_blocks.0"), slots=4, heads=4, reduction=4
+    ).names
+    assert names == tuple(
+        name for name in cross_attentions(unet) if name.startswith(("down_blocks.0", "up_blocks.2.attentions.1."))
+    )
+    with pytest.raises(ValueError, match=r"No cross-attention of the U-Net lies in 'up_blocks.0'. It has: down_blocks"):
+        Migc.from_unet(unet, layers=("up_blocks.0",))
+    for wrong in ({"heads": 5}, {"reduction": 64}, {"slots": 2}):
+        with pytest.raises(ValueError, match=r"channels that divide by the heads.* got 32 channels"):
+            Migc.from_unet(unet, **{"heads": 4, "reduction": 4, **wrong})
 
 
 def run(unet: Any, control: Migc, condition: Any, text: int = WIDTH, rows: int = 1) -> None:

@@ -71,3 +71,12 @@ def test_afterwards_the_unet_is_the_plain_one(unet: Any, controls: dict[str, Con
     run(unet, controls, {"interaction": relations(), "image_prompt": PICTURE, "migc": INSTANCES})
     assert torch.equal(run(unet, {}, {}), plain)
     assert [name for name, _ in unet.named_modules()] == modules
+
+
+def test_an_image_prompt_does_not_replace_migc(unet: Any, controls: dict[str, Control]):
+    conditions = {"migc": INSTANCES, "image_prompt": PICTURE}
+    with pytest.raises(ValueError, match="List image_prompt before other controls"):
+        run(unet, controls, conditions)
+    nothing = {**conditions, "image_prompt": replace(PICTURE, scale=0.0)}
+    expected = run(unet, controls, {"migc": INSTANCES})
+    assert torch.equal(run(unet, controls, nothing, ("image_prompt", "migc")), expected)

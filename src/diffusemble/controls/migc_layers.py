@@ -43,8 +43,8 @@ class LayerSizes:
         if self.channels % self.heads or self.reduction > self.channels or self.slots < 3:
             raise ValueError(
                 f"MIGC needs channels that divide by the heads, a reduction of at most the channels, and three "
-                f"slots or more; got {self.channels} channels, {self.heads} heads, reduction {self.reduction} and {self.slots} "
-                f"slots. Narrow U-Nets take fewer heads and a smaller reduction."
+                f"slots or more; got {self.channels} channels, {self.heads} heads, reduction {self.reduction} and "
+                f"{self.slots} slots. Narrow U-Nets take fewer heads and a smaller reduction."
             )
 
 
