@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusemble.latent.amdm import ddim_mean
 from diffusemble.latent.base import Level, Step
-from diffusemble.latent.predictions import from_noise
+from diffusemble.latent.predictions import from_noise, to_clean, to_noise
 
 BEFORE, AFTER = Level(0.6, 0.8), Level(0.8, 0.6)
 SHAPE = (2, 4, 7, 5)
@@ -61,3 +62,9 @@ def row(one: Step, index: int) -> Step:
     if one.stepped is not None:
         changed["stepped"] = one.stepped[cut]
     return replace(one, **changed)
+
+
+def ddim(one: Step) -> Tensor:
+    """Latents after the member's own deterministic step."""
+    clean = to_clean(one.prediction, one.sample, one.before, one.kind)
+    return ddim_mean(clean, to_noise(one.prediction, one.sample, one.before, one.kind), one.after)

@@ -115,9 +115,8 @@ def test_steps_of_an_exact_denoiser_end_at_the_level_after(name: str, steps: int
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_steps_that_draw_noise_end_at_the_level_after(name: str, steps: int) -> None:
     """The picture is there in full, and the noise has the level's deviation."""
-    shape = (1, 1, 150, 150)
-    clean = torch.full(shape, 0.5)
-    for _, stepped, _, after in draw(ready(STOCHASTIC[name](), steps), clean, noise(4, *shape)):
+    clean = torch.full((1, 1, 150, 150), 0.5)
+    for _, stepped, _, after in draw(ready(STOCHASTIC[name](), steps), clean, noise(4, *clean.shape)):
         size = (after.alpha**2 + after.sigma**2) ** 0.5
         rest = stepped - after.alpha * clean
         assert abs(float(rest.mean())) < 0.03 * size
@@ -240,8 +239,8 @@ def test_differences_are_named() -> None:
     assert schedule_difference(ddim, DDIMScheduler()).startswith("alphas_cumprod differs, most at entry ")
     shifted = FlowMatchEulerDiscreteScheduler(shift=3.0)
     assert schedule_difference(ready(flow, 5), ready(shifted, 5)).startswith("timesteps differs")
-    few, many = ready(DDIMScheduler(**CLEAN), 5), ready(DDIMScheduler(**CLEAN), 6)
-    assert schedule_difference(few, many) == "timesteps has 5 entries for DDIMScheduler and 6 for DDIMScheduler"
+    five, six = (ready(DDIMScheduler(**CLEAN), steps) for steps in (5, 6))
+    assert schedule_difference(five, six) == "timesteps has 5 entries for DDIMScheduler and 6 for DDIMScheduler"
 
 
 def test_training_steps() -> None:

@@ -22,7 +22,7 @@ from diffusemble.latent.base import Level, Moment, Prediction
 from diffusemble.latent.trial import STEPS, try_out
 
 TOLERANCE = 0.05
-"""Of a level, as a share of the latents' size; ten steps of any accepted scheduler stay below a hundredth of it."""
+"""Of a level, as a share of it: what schedulers that draw noise are off by chance (0.03 at most) passes."""
 
 KINDS: dict[str, Prediction] = {
     "epsilon": "epsilon",
