@@ -9,10 +9,10 @@ from pyarrow import parquet
 
 from diffusemble.evaluation.config import EvaluateConfig, PicturesConfig, SystemConfig
 from diffusemble.evaluation.prompts import Prompt, read_prompts
-from diffusemble.evaluation.protocols import load_evaluation, names, protocol
+from diffusemble.evaluation.protocols import OWN, load_evaluation, names, protocol
 from diffusemble.registry import METRICS
 
-DRAWN = [name for name in names() if name != "zoo"]
+DRAWN = [name for name in names() if name not in OWN]
 
 
 def config(file: Path, **settings: object) -> PicturesConfig:
@@ -49,7 +49,7 @@ def test_settings_come_from_the_protocol_then_the_file_then_the_command_line(tmp
 
 
 def test_what_is_wrong_is_explained() -> None:
-    with pytest.raises(ValueError, match=r"no protocol 'coc' \(did you mean 'coco'\?\). Choose one of: zoo, coco"):
+    with pytest.raises(ValueError, match=r"no protocol 'coc' \(did you mean 'coco'\?\). Choose one of: zoo, scenes"):
         load_evaluation("coc")
     with pytest.raises(ValueError, match="nobody is there to draw; give ensemble"):
         load_evaluation("coco", None, ["prompts=x.txt"])

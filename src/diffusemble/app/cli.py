@@ -153,7 +153,7 @@ def evaluate(
     settings: Settings = None,
     config: Config = None,
     protocol: Annotated[
-        str | None, typer.Option(help="zoo, coco, drawbench, diffusiondb, journeydb or laion-coco.")
+        str | None, typer.Option(help="zoo, scenes, coco-mig, coco, drawbench, diffusiondb, journeydb or laion-coco.")
     ] = None,
 ) -> None:
     """Measure an ensemble against its experts and the controls, and write the page of results."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusemble.evaluation.benchmark import CONFIG_FILE, evaluate, prepare
+from diffusemble.evaluation.coco_mig.protocol import evaluate_coco_mig, redraw_coco_mig
 from diffusemble.evaluation.config import EvaluateConfig, PicturesConfig, SystemConfig
 from diffusemble.evaluation.gallery import Gallery
 from diffusemble.evaluation.parquet import picture_table
@@ -14,17 +15,23 @@ from diffusemble.evaluation.picture_report import write_picture_report
 from diffusemble.evaluation.picture_results import PictureResults, summarise_pictures
 from diffusemble.evaluation.picture_scores import PictureBench, read_picture_scores
 from diffusemble.evaluation.prompts import hash_of, read_prompts
-from diffusemble.evaluation.protocols import load_evaluation
+from diffusemble.evaluation.protocols import Config, load_evaluation
 from diffusemble.evaluation.report import write_report
-from diffusemble.evaluation.results import Results, summarise
+from diffusemble.evaluation.results import summarise
+from diffusemble.evaluation.scenes.config import CocoMigConfig, ScenesConfig
+from diffusemble.evaluation.scenes.protocol import evaluate_scenes, redraw_scenes
 from diffusemble.evaluation.scores import Tell
 from diffusemble.evaluation.shards import launched
 from diffusemble.evaluation.store import RUN_FILE, stored
 from diffusemble.evaluation.stored import read_scores
 
 
-def measure(config: EvaluateConfig | PicturesConfig, tell: Tell = lambda share, what: None) -> Results | PictureResults:
-    """Measure by the configuration's protocol, keep the scores, write the page."""
+def measure(config: Config, tell: Tell = lambda share, what: None) -> Any:
+    """Measure by the configuration's protocol, keep the scores, write the page; gives what the protocol's own does."""
+    if isinstance(config, ScenesConfig):
+        return evaluate_scenes(config, tell)
+    if isinstance(config, CocoMigConfig):
+        return evaluate_coco_mig(config, tell)
     return evaluate(config, tell) if isinstance(config, EvaluateConfig) else evaluate_pictures(config, tell)
 
 
@@ -72,6 +79,10 @@ def redraw(folder: str | Path, report: str | Path | None = None, systems: tuple[
     store = stored(folder)
     changes: dict[str, Any] = {"out": str(folder), **({} if report is None else {"report": str(report)})}
     config = load_evaluation(None, folder / CONFIG_FILE, (), **changes)
+    if isinstance(config, ScenesConfig):
+        return redraw_scenes(config, systems)
+    if isinstance(config, CocoMigConfig):
+        return redraw_coco_mig(config, systems)
     if systems:
         shown = tuple(SystemConfig(name=name) for name in systems)
         config = config.model_copy(update={"systems": shown})

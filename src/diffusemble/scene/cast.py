@@ -49,20 +49,21 @@ class Cast:
 
         Args:
             scenes: whose settings of drawing and members are those that the cast was loaded for; their instances,
-                relations, prompts and references may differ.
+                relations, references and prompts, members' own ones included, may differ.
             call: further arguments of the base's call.
 
         Raises:
             ValueError: a scene has more things than a control has slots, or a control cannot be told of it.
         """
-        made = [self._member(part, scenes) for part in self.parts]
+        made = [self._member(number, scenes) for number in range(len(self.parts))]
         base = made[0]
         return [Member(**{**vars(base), "call": {**base.call, **call}}), *made[1:]]
 
-    def _member(self, part: MemberConfig, scenes: Sequence[SceneConfig]) -> Member:
-        first = scenes[0]
+    def _member(self, number: int, scenes: Sequence[SceneConfig]) -> Member:
+        part, first = self.parts[number], scenes[0]
         negative = first.negative if part.negative is None else part.negative
-        told = [scene.words if part.prompt is None else part.prompt for scene in scenes]
+        own = [scene.cast[number].prompt for scene in scenes]
+        told = [scene.words if prompt is None else prompt for scene, prompt in zip(scenes, own, strict=True)]
         call: dict[str, Any] = {
             "prompt": told,
             "num_inference_steps": first.steps,

@@ -38,8 +38,17 @@ def references(style: str) -> list[Image]:
     """
     from PIL import Image
 
+    return [Image.open(file).convert("RGB") for file in reference_files(style)]
+
+
+def reference_files(style: str) -> list[Path]:
+    """Files of the same.
+
+    Raises:
+        ValueError: there are none in that style.
+    """
     files = sorted((FOLDER / "references").glob(f"{style.replace(' ', '-')}-*.png"))
     if not files:
         known = sorted({file.stem.split("-")[0] for file in (FOLDER / "references").glob("*.png")})
         raise ValueError(f"There are no reference pictures in the style {style!r}; there are for {', '.join(known)}.")
-    return [Image.open(file).convert("RGB") for file in files]
+    return files
