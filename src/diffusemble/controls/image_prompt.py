@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from diffusemble.controls.attachment import cross_attentions, per_picture, replaced
 from diffusemble.controls.base import Call, Control
-from diffusemble.controls.image_prompt_condition import ImagePromptCondition, image_prompt_condition
+from diffusemble.controls.reference_picture import ImagePromptCondition, image_prompt_condition
 from diffusemble.controls.storage import fill, read_control, write_control
 
 __all__ = ["ImagePrompt", "ImagePromptCondition", "image_prompt_condition"]

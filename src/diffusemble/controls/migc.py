@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from diffusemble.controls.attachment import Processor, cross_attentions, per_picture, replaced, running_order
 from diffusemble.controls.base import Call, Control
 from diffusemble.controls.gated_condition import at_work
+from diffusemble.controls.instances import MigcCondition, migc_condition
 from diffusemble.controls.layouts import ldm_to_diffusers
-from diffusemble.controls.migc_condition import MigcCondition, migc_condition
 from diffusemble.controls.migc_layers import LayerSizes, MigcLayer
 from diffusemble.controls.migc_processors import FusedProcessor, MigcProcessor, Placed, place
 from diffusemble.controls.storage import fill, read_control, write_control

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusemble.controls.attachment import Processor, processor_of_rows
 from diffusemble.controls.base import Call
-from diffusemble.controls.migc_condition import MigcCondition
+from diffusemble.controls.instances import MigcCondition
 from diffusemble.controls.migc_layers import Instances, MigcLayer
 from diffusemble.controls.migc_masks import Masks, grid_of
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusemble.controls.instances import MigcCondition, migc_condition
 from diffusemble.controls.interaction import InteractionCondition, Relation, interaction_condition
-from diffusemble.controls.migc_condition import MigcCondition, migc_condition
 from diffusemble.evaluation.scenes.scene import Box, Scene
 
 TOGETHER = "and"  # the action of a thing that stands in no relation: it is its own subject and object
