@@ -137,6 +137,10 @@ MISMATCHES = {
         lambda: toy("b", call={"shape": (1, 4, 8, 4)}),
         r"one shape; the base 'a' has \[1, 4, 8, 8\], member 'b' \[1, 4, 8, 4\].*height, width and number of pictures",
     ),
+    "device": (
+        lambda: toy("b", call={"shape": None, "latents": torch.zeros(1, 4, 8, 8, device="meta")}),
+        "those of the base 'a' are on cpu, those of member 'b' on meta",
+    ),
     "batch": (lambda: toy("b", call={"shape": (2, 4, 8, 8)}), r"member 'b' \[2, 4, 8, 8\]"),
     "spacing": (
         lambda: toy("b", scheduler=tiny_scheduler(timestep_spacing="trailing")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,20 @@ import pytest
 import torch
 
 from diffusemble import Member, aggregate
+from diffusemble.controls import (
+    ImagePrompt,
+    ImagePromptCondition,
+    Interaction,
+    Migc,
+    Relation,
+    interaction_condition,
+    migc_condition,
+    pipeline_with,
+)
+from gated_cases import opened
 from stock import PAIRS, STEPS, Stock, generator, perturbed_attention, plain, quiet, small_pipeline
+from tiny import randomised
+from unet_inputs import IMAGE_WIDTH, randn
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The decode_latents method is deprecated:FutureWarning"),  # T2I-Adapter's own
@@ -126,3 +140,36 @@ def test_progress_bars_are_the_bases(capsys: pytest.CaptureFixture[str]) -> None
         pipeline.set_progress_bar_config(disable=False)
     aggregate([Member(name, pipeline, plain()[1]) for name, pipeline in zip("ab", whole, strict=True)])
     assert capsys.readouterr().err.count(" 0/3 ") == 1
+
+
+def test_three_controls_of_one_unet_draw_what_they_draw_on_three() -> None:
+    pipeline, call = plain()
+    torch.manual_seed(0)
+    controls = [
+        opened(Interaction, pipeline.unet),
+        randomised(Migc.from_unet(pipeline.unet, ["down_blocks.0"], slots=8, hidden=9, heads=4, reduction=4)),
+        ImagePrompt.from_unet(pipeline.unet, IMAGE_WIDTH),
+    ]
+    fox, owl = ("a fox", (0.0, 0.1, 0.5, 0.9)), ("an owl", (0.4, 0.5, 1.0, 1.0))
+    conditions = {
+        "interaction": interaction_condition(pipeline, [Relation(*fox, "chases", *owl)]),
+        "migc": migc_condition(pipeline, [fox, owl]),
+        "image_prompt": ImagePromptCondition(randn(1, IMAGE_WIDTH)),
+    }
+
+    def draw(unets: Sequence[Any]) -> Any:
+        members = [
+            Member(
+                control.key,
+                quiet(pipeline_with(type(pipeline).from_pipe(pipeline, unet=unet), [control])),
+                {**call, "cross_attention_kwargs": {control.key: conditions[control.key]}},
+                window=None if control.key == "interaction" else (0, 1),
+            )
+            for control, unet in zip(controls, unets, strict=True)
+        ]
+        return aggregate(members)
+
+    shared, apart = draw([pipeline.unet] * 3), draw([small_pipeline(0).unet for _ in range(3)])
+    np.testing.assert_array_equal(shared.images, apart.images)
+    assert shared.calls == {"interaction": 3, "migc": 2, "image_prompt": 2}
+    assert not any(hasattr(module, "fuser") for module in pipeline.unet.modules())

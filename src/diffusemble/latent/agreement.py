@@ -21,10 +21,9 @@ def check_members(members: Sequence[Member], moment: Moment) -> None:
         ValueError: names the members, the property and both values.
     """
     base = members[0]
-    for member in members:
+    for member in members if len(members) > 1 else ():
         scheduler = _fresh(member)
-        if len(members) > 1:
-            _check_scheduler(member.name, scheduler, moment)
+        _check_scheduler(member.name, scheduler, moment)
         difference = schedule_difference(_fresh(base), scheduler)
         if difference:
             raise ValueError(

@@ -47,6 +47,11 @@ def check_steps(named: Mapping[str, Step]) -> None:
                 f"member {name!r} at {step.timestep:g}. Begin at the same one: give img2img members the same strength, "
                 f"or let all begin from noise (strength=1.0)."
             )
+        if step.sample.device != base.sample.device:
+            raise ValueError(
+                f"Members exchange latents on one device; those of the base {base_name!r} are on {base.sample.device}, "
+                f"those of member {name!r} on {step.sample.device}. Move the pipelines to one."
+            )
         if step.sample.shape != base.sample.shape:
             raise ValueError(
                 f"Members exchange latents of one shape; the base {base_name!r} has {list(base.sample.shape)}, member "

@@ -18,7 +18,7 @@ LENGTH = 0.35
 WINDOW = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
     """One model that takes part.
 

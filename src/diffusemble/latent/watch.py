@@ -48,7 +48,7 @@ class Watch:
     def _see(self, module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() == self._thread:
             self.calls = (self.calls or 0) + 1
-            self._seen.append(output[0] if isinstance(output, tuple) else output.sample)
+            self._seen.append(output if isinstance(output, Tensor) else output[0])
 
 
 def guidance(
