@@ -25,7 +25,7 @@ from diffusemble.controls.pipelines import pipeline_with
 from diffusemble.evaluation.features import AllNets
 from diffusemble.evaluation.scenes.conditions import interaction_of, migc_of, prompt_for
 from diffusemble.evaluation.scenes.held import held_scenes, references
-from diffusemble.evaluation.scenes.judge import SceneJudge
+from diffusemble.evaluation.scenes.judge import SceneJudge, judge
 from diffusemble.evaluation.scenes.probe import SceneProbe
 from diffusemble.evaluation.scenes.scene import Scene
 from diffusemble.zoo import control_file, folder, image_encoder_folder
@@ -35,6 +35,7 @@ from recipes.zoo.scenes.compose import Icons, options
 from recipes.zoo.scenes.data import Scenes, pictures
 from recipes.zoo.scenes.probe import decoded
 from recipes.zoo.settings import WORK
+from recipes.zoo.vae import encode
 
 COUNT, BATCH, GUIDANCE = 96, 16, 4.0
 Row = dict[str, float]
@@ -94,9 +95,9 @@ def reference_reader() -> Callable[[Scene], Any]:
     return look
 
 
-def judged(images: Tensor, scenes: Sequence[Scene], judge: SceneJudge) -> list[Row]:
+def judged(images: Tensor, scenes: Sequence[Scene], look: SceneJudge) -> list[Row]:
     """All measures of every picture."""
-    return [judge(image, scene).measures() for image, scene in zip(images, scenes, strict=True)]
+    return [look(image, scene).measures() for image, scene in zip(images, scenes, strict=True)]
 
 
 def table(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
@@ -125,34 +126,36 @@ def wrong(scenes: Sequence[Scene]) -> Iterable[tuple[str, list[Scene]]]:
     yield "another scene", [*scenes[1:], scenes[0]]
 
 
-def validate(judge: SceneJudge, work: Path) -> dict[str, Any]:
+def validate(look: SceneJudge, work: Path) -> dict[str, Any]:
     """The measures on real scenes, on the same through the autoencoder, and on these with wrong requests."""
-    data, icons = Scenes.load(work, "held"), Icons.load(work)
-    vae = AutoencoderKL.from_pretrained(work / "vae")
-    step = len(data.scenes) // COUNT
-    scenes, latents = data.scenes[:: step or 1], data.latents[:: step or 1]
-    through = decoded(vae, latents)
-    found = {"real": table(judged(pictures(scenes, icons) / 255, scenes, judge))}
-    found["through the autoencoder"] = table(judged(through, scenes, judge))
-    return found | {name: table(judged(through, asked, judge)) for name, asked in wrong(scenes)}
+    scenes, icons = held_scenes(COUNT), Icons.load(work)
+    vae = AutoencoderKL.from_pretrained(work / "vae").requires_grad_(False)
+    real = pictures(scenes, icons)
+    through = decoded(vae, encode(vae, real)[0] * vae.config.scaling_factor)
+    found = {"real": table(judged(real / 255, scenes, look))}
+    seen = [look.recognise(image) for image in through]
+    for name, asked in (("through the autoencoder", scenes), *wrong(scenes)):
+        pairs = zip(asked, seen, strict=True)
+        found[name] = table([judge(s, one, look.probe.names, look.probe.styles).measures() for s, one in pairs])
+    return found
 
 
-def measure(judge: SceneJudge, count: int = COUNT) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def measure(look: SceneJudge, count: int = COUNT) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Each member alone on held-out scenes: its table, and its pictures."""
     scenes = held_scenes(count)
     tables, drawn = {}, {}
     for name, member in members().items():
         starts = range(0, count, BATCH)
         drawn[name] = torch.cat([member.draw(scenes[start : start + BATCH], start) for start in starts])
-        tables[name] = table(judged(drawn[name], scenes, judge))
+        tables[name] = table(judged(drawn[name], scenes, look))
     return tables, drawn
 
 
 def make(work: Path = WORK) -> None:
     """Write the report and the sheets."""
-    judge = SceneJudge(SceneProbe.load(), AllNets())
-    report = {"validation": validate(judge, work)}
-    report["members"], drawn = measure(judge)
+    look = SceneJudge(SceneProbe.load(), AllNets())
+    report = {"validation": validate(look, work)}
+    report["members"], drawn = measure(look)
     (work / "controls/report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     real = pictures(held_scenes(COUNT), Icons.load(work)) / 255
     columns = [i * COUNT // 10 for i in range(10)]
