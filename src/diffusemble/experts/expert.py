@@ -111,6 +111,7 @@ def _schedule(scheduler: Any) -> dict[str, Any]:
 
 
 def latent_space(vae: Any) -> dict[str, Any]:
+    """What a VAE's latents mean: two VAEs with equal entries can decode each other's."""
     config = _config(vae)
     levels = len(config.get("block_out_channels", ()))
     return {"downsampling factor": 2 ** (levels - 1) if levels else None} | {key: config.get(key) for key in _LATENTS}
