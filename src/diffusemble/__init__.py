@@ -20,6 +20,8 @@ _PUBLIC = {
     "generate": "diffusemble.generation",
     "Member": "diffusemble.latent.aggregate",
     "aggregate": "diffusemble.latent.aggregate",
+    "SceneConfig": "diffusemble.scene.config",
+    "draw_scene": "diffusemble.scene.draw",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -50,7 +50,7 @@ class ScenePictures:
     Attributes:
         images: one for each seed.
         config: the scene, with what it was drawn with, denoiser calls and seconds; draws the same pictures again.
-        alone: what each member drew alone, by its name; empty if there was no comparison.
+        alone: what each member drew alone, by its name; empty without a comparison, or with one member.
     """
 
     images: tuple[Image.Image, ...]
@@ -92,7 +92,7 @@ class ScenePictures:
             drawn.append(save_png(image, f"{stem}{counter}.png", document, notes))
             if self.config.instances:
                 layouts.append(save_png(self.layout(number), f"{stem}{counter}-layout.png", document, notes))
-        sheet = save_png(self.sheet(), f"{stem}-compare.png", document, {}) if self.alone else None
+        sheet = save_png(self.sheet(), f"{stem}-compare.png", document, {}) if self.config.compare else None
         settings = Path(f"{stem}.yaml")
         settings.write_text(document, encoding="utf-8")
         return SavedScene(tuple(drawn), tuple(layouts), sheet, settings)

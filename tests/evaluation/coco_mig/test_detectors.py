@@ -59,7 +59,8 @@ def tiny_segmenter() -> Any:
     decoder = SamMaskDecoderConfig(
         hidden_size=16, mlp_dim=16, num_attention_heads=2, iou_head_hidden_dim=16, num_hidden_layers=1
     )
-    return SamModel(SamConfig(vision.to_dict(), prompts.to_dict(), decoder.to_dict()))
+    parts = {"prompt_encoder_config": prompts.to_dict(), "mask_decoder_config": decoder.to_dict()}
+    return SamModel(SamConfig(vision_config=vision.to_dict(), **parts))
 
 
 @pytest.fixture(scope="module")
