@@ -1,6 +1,6 @@
 """The published AMDM script, run once on small real U-Nets with InteractDiffusion and MIGC, and ours agree.
 
-The recorded run has 7 MB and is not in the repository: ``DIFFUSEMBLE_GOLDEN`` names its folder (``pytest -m external``).
+The recorded run has 7 MB and is not in the repository: ``DIFFUSEMBLE_GOLDEN`` names its folder (``-m external``).
 """
 
 from __future__ import annotations
