@@ -54,8 +54,9 @@ def tiny_finder() -> Any:
 def tiny_segmenter() -> Any:
     torch.manual_seed(1)
     sizes = {"hidden_size": 16, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = SamVisionConfig(**sizes, image_size=64, patch_size=16, window_size=2, global_attn_indexes=[1], mlp_dim=16)
-    prompts = SamPromptEncoderConfig(hidden_size=16, image_size=64, patch_size=16, mask_input_channels=4)
+    grid = {"image_size": 64, "patch_size": 16}
+    vision = SamVisionConfig(**sizes, **grid, window_size=2, global_attn_indexes=[1], mlp_dim=16, num_pos_feats=8)
+    prompts = SamPromptEncoderConfig(hidden_size=16, **grid, mask_input_channels=4)
     decoder = SamMaskDecoderConfig(
         hidden_size=16, mlp_dim=16, num_attention_heads=2, iou_head_hidden_dim=16, num_hidden_layers=1
     )

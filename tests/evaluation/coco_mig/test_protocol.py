@@ -40,7 +40,7 @@ class Told:
 
 @pytest.fixture
 def config(tmp_path: Path) -> CocoMigConfig:
-    things = [("a red bird", LEFT), ("a black cat", RIGHT), ("a white dining table", TOP)]
+    things = [("a red bird", LEFT), ("a black cat", RIGHT), ("a white table", TOP)]
     rows = {str(key): {"caption": f"photo {key}", "segment": things[: 2 + key % 2]} for key in range(4)}
     for row in rows.values():
         row["segment"] = [{"label": label, "bbox": box} for label, box in row["segment"]]  # type: ignore[misc, union-attr]
@@ -77,7 +77,7 @@ def test_every_prompt_is_drawn_and_looked_at_once(config: CocoMigConfig, tmp_pat
 def test_scenes_have_the_published_words(config: CocoMigConfig) -> None:
     scene = as_config(read_bench(config.prompts)[1], config.systems[0], config)
     assert (scene.prompt, scene.height, scene.width) == ("photo 1", 16, 16)
-    assert [thing.described for thing in scene.instances] == ["a red bird", "a black cat", "a white dining table"]
+    assert [thing.described for thing in scene.instances] == ["a red bird", "a black cat", "a white table"]
 
 
 def test_averages_are_over_things(config: CocoMigConfig) -> None:

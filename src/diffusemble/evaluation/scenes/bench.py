@@ -76,7 +76,7 @@ def measure_systems(
 
         told(0.0)
         at_work = SystemAtWork(system, scenes(system), config.seed)
-        found[system.name] = _Bench(at_work, judge, store, config.batch).measure(title, told)
+        found[system.name] = _Bench(at_work, judge, store, config.batch).measure(title, number, told)
     return found
 
 
@@ -87,9 +87,10 @@ def read_scene_scores(folder: str | Path, names: Sequence[str] = ()) -> dict[str
         ValueError: the folder holds no scores, or none of a system.
     """
     store = stored(Path(folder))
+    noted_of = {name: store.noted(f"{SYSTEMS}/{name}") for name in names or store.names(SYSTEMS)}
     found = {}
-    for name in names or store.names(SYSTEMS):
-        noted = store.noted(f"{SYSTEMS}/{name}")
+    for name in names or sorted(noted_of, key=lambda name: int(noted_of[name]["order"])):
+        noted = noted_of[name]
         key, count = noted["key"], noted["count"]
         parts = [store.join(f"{what}/{key}", count) for what in ("scores", "cost")]
         found[name] = _scores(noted["title"], *parts)
@@ -102,13 +103,14 @@ class _Bench:
         mark = json.dumps(system.made_of, sort_keys=True)
         self.key = f"{system.system.name}-{hashlib.sha256(mark.encode()).hexdigest()[:12]}"
 
-    def measure(self, title: str, tell: Callable[[float], None]) -> SceneScores:
+    def measure(self, title: str, order: int, tell: Callable[[float], None]) -> SceneScores:
         """Draw and judge what the store does not have."""
         count = len(self.system.scenes)
         for start in range(0, count, self.batch):
             tell(start / count)
             self._piece(slice(start, min(start + self.batch, count)))
-        self.store.note(f"{SYSTEMS}/{self.system.system.name}", {"title": title, "key": self.key, "count": count})
+        noted = {"title": title, "key": self.key, "count": count, "order": order}
+        self.store.note(f"{SYSTEMS}/{self.system.system.name}", noted)
         parts = [self.store.join(f"{what}/{self.key}", count) for what in ("scores", "cost")]
         return _scores(title, *parts)
 

@@ -122,10 +122,12 @@ class SceneBenchConfig(Schema):
 class ScenesConfig(SceneBenchConfig):
     """The protocol ``scenes``: pictures of held-out scenes of the zoo, judged without a detector.
 
-    ``systems`` are ``STANDARD`` by default; ``count`` scenes are taken at even distances over the held-out ones.
+    ``systems`` are ``STANDARD`` by default, or with ``vary`` the set of that name in ``variations.VARIATIONS``;
+    ``count`` scenes are taken at even distances over the held-out ones.
     """
 
     protocol: Literal["scenes"] = "scenes"
+    vary: Literal["windows", "lengths", "weights", "bases", "members", "mixes"] | None = None
     base: Text = "zoo:scenes"
     systems: Annotated[tuple[SceneSystem, ...], Field(min_length=1)] = STANDARD
     count: Count | None = 96
@@ -134,6 +136,15 @@ class ScenesConfig(SceneBenchConfig):
     batch: Count = 16
     out: Text = "build/evaluation/scenes"
     report: Text = "build/evaluation/scenes.md"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _varied(cls, given: Any) -> Any:
+        from diffusemble.evaluation.scenes.variations import VARIATIONS, variation  # they are made of this schema
+
+        if not isinstance(given, dict) or given.get("vary") not in VARIATIONS or "systems" in given:
+            return given
+        return {**given, "systems": variation(given["vary"], int(given.get("steps", 20)))}
 
     @property
     def compared(self) -> str:

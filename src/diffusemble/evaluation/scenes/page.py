@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 
+from diffusemble.evaluation.benchmark import processor
 from diffusemble.evaluation.page import Section, plain
 from diffusemble.evaluation.scenes.bench import SceneScores, gap
-from diffusemble.evaluation.scenes.config import ScenesConfig
+from diffusemble.evaluation.scenes.config import ScenesConfig, SceneSystem
 from diffusemble.evaluation.tables import Body, Column, Head, Table
+from diffusemble.provenance import versions
 
 MEASURES: Mapping[str, str] = {
     "scene": "relation, every thing in its colour, and style, all right",
@@ -27,9 +30,9 @@ def sections(found: Mapping[str, SceneScores], config: ScenesConfig) -> Iterable
     """The page from top to bottom."""
     reference = found[config.compared]
     count = len(next(iter(reference.measures.values())))
-    yield "# Scenes"
+    yield f"# Scenes: {config.vary}" if config.vary else "# Scenes"
     yield (
-        f"Written by `diffusemble evaluate --protocol scenes`: {count} held-out scenes of the zoo, one picture each, "
+        f"Written by `{command(config)}`: {count} held-out scenes of the zoo, one picture each, "
         f"{config.steps} steps of {config.scheduler}, guidance {config.guidance:g}, judged by ink and a probe, without "
         f"a detector. All numbers are per cent. Intervals are 95 %, paired by scene, over {config.bootstrap:,} "
         f"bootstrap samples; bold ones are clear of zero."
@@ -41,6 +44,34 @@ def sections(found: Mapping[str, SceneScores], config: ScenesConfig) -> Iterable
     yield f"## Against {reference.title}"
     yield f"Difference of {reference.title} to each of the others; above zero {reference.title} is better."
     yield gap_table(found, config)
+
+
+def settings_of(config: ScenesConfig) -> Iterable[Section]:
+    """Machine, versions, settings and systems, at the end of the page."""
+    hidden = {"systems", "out", "report", "threads", "device", "protocol"}
+    settings = config.model_dump(mode="json", exclude=hidden)
+    yield "## Settings"
+    yield "\n".join(
+        (
+            f"- versions: {', '.join(f'{name} {number}' for name, number in versions().items())}",
+            f"- processor: {processor()}, {config.threads or 'all'} threads",
+            f"- settings: {', '.join(f'{key} {value}' for key, value in settings.items() if value)}",
+            *(f"- {system.title or system.name}: {_plainly(system)}" for system in config.measured),
+        )
+    )
+
+
+def command(config: ScenesConfig) -> str:
+    """The command of the page, with what differs from the defaults."""
+    usual = ScenesConfig()
+    keys = ("vary", "base", "count", "steps", "guidance", "scheduler", "seed")
+    changed = [f"{key}={getattr(config, key)}" for key in keys if getattr(config, key) != getattr(usual, key)]
+    return " ".join(("diffusemble evaluate --protocol scenes", *changed))
+
+
+def _plainly(system: SceneSystem) -> str:
+    given = system.model_dump(mode="json", exclude_defaults=True, exclude={"name", "title"})
+    return json.dumps(given, ensure_ascii=False)
 
 
 def verdict(found: Mapping[str, SceneScores], config: ScenesConfig) -> str:

@@ -17,15 +17,16 @@ from diffusemble.evaluation.scenes import held
 from diffusemble.evaluation.scenes.bench import SceneScores, Tell, measure_systems, read_scene_scores
 from diffusemble.evaluation.scenes.config import ScenesConfig
 from diffusemble.evaluation.scenes.drawing import as_config
+from diffusemble.evaluation.scenes.figure import measures_figure
 from diffusemble.evaluation.scenes.judge import SceneJudge
-from diffusemble.evaluation.scenes.page import sections
+from diffusemble.evaluation.scenes.page import COMPARED, sections, settings_of
 from diffusemble.evaluation.scenes.probe import HEADS, SceneProbe
 from diffusemble.evaluation.scenes.scene import Scene
 from diffusemble.evaluation.store import Store
 from diffusemble.provenance import versions
 from diffusemble.settings import dump_config
 
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE, FIGURE = "config.yaml", "measures.png"
 
 
 def evaluate_scenes(
@@ -75,13 +76,21 @@ def redraw_scenes(config: ScenesConfig, names: Sequence[str] = ()) -> Path:
         ValueError: there are none of a system, or none of the reference.
     """
     shown = list(dict.fromkeys([*names, config.compared])) if names else []
-    return write_scenes(read_scene_scores(config.out, shown), config)
+    found = read_scene_scores(config.out, shown)
+    order = shown or [system.name for system in config.systems]
+    known = {name: found.pop(name) for name in order if name in found}
+    return write_scenes({**known, **found}, config)
 
 
 def write_scenes(found: Mapping[str, SceneScores], config: ScenesConfig) -> Path:
     """Write ``config.report`` with its tables, and all scores as Parquet beside what is kept; returns the page."""
     long_table(found, held.held_scenes(config.count)).write(Path(config.out))
-    return write_page(Path(config.report), sections(found, config))
+    page, figure = Path(config.report), measures_figure(found, COMPARED)
+    picture = page.with_suffix("") / FIGURE
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=110)
+    shown = f"![all systems and measures]({picture.parent.name}/{FIGURE})"
+    return write_page(page, [*sections(found, config), shown, *settings_of(config)])
 
 
 def long_table(found: Mapping[str, SceneScores], scenes: Sequence[Scene]) -> LongTable:
