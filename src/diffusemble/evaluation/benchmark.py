@@ -129,7 +129,7 @@ def machine_notes(ensemble: EnsembleDenoiser) -> dict[str, Any]:
     made = made_with(ensemble)
     return {
         "versions": dict(made.versions),
-        "processor": f"{_processor()}, {torch.get_num_threads()} threads, {made.device}",
+        "processor": f"{processor()}, {torch.get_num_threads()} threads, {made.device}",
         "aggregator": made.aggregator,
     }
 
@@ -146,7 +146,8 @@ def _hash(file: Path) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():
