@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from diffusemble.controls.interaction import Interaction, InteractionCondition
 from diffusemble.evaluation.scenes.conditions import relations_of
 from diffusemble.evaluation.scenes.scene import Scene
+from recipes.zoo.controls.gaze import Gaze
 from recipes.zoo.controls.training import DROPPED, Lesson, Words, chance, frozen_base, teach
 from recipes.zoo.settings import WORK, settings
 from recipes.zoo.unet import Parts
@@ -44,16 +45,19 @@ def condition(scene: Scene, words: Words) -> InteractionCondition:
     return InteractionCondition(*boxes, *phrases)
 
 
-def lesson(words: Words) -> Lesson:
-    """Prompts name the things, half of them the relation too."""
+def lesson(words: Words, gaze: Gaze | None = None) -> Lesson:
+    """Prompts name the things, half of them the relation too; places learn from ``gaze`` where to look."""
 
     def captions(scene: Scene, generator: torch.Generator) -> str:
         return scene.caption(colours=False, style=False, relation=chance(generator))
 
     def conditions(scenes: Sequence[Scene], generator: torch.Generator) -> list[InteractionCondition | None]:
-        return [None if chance(generator, DROPPED) else condition(scene, words) for scene in scenes]
+        found = [None if chance(generator, DROPPED) else condition(scene, words) for scene in scenes]
+        if gaze is not None:
+            gaze.conditions = found
+        return found
 
-    return Lesson(NAME, captions, conditions)
+    return Lesson(NAME, captions, conditions, gaze)
 
 
 def make(work: Path = WORK) -> None:
@@ -62,6 +66,7 @@ def make(work: Path = WORK) -> None:
     if target.exists():
         return
     parts, unet = Parts.load(work), frozen_base(work)
-    average = teach(build(unet), unet, parts, lesson(Words(parts)), work)
+    control = build(unet)
+    average = teach(control, unet, parts, lesson(Words(parts), Gaze(control)), work)
     target.parent.mkdir(parents=True, exist_ok=True)
     average.save_pretrained(target)  # type: ignore[operator]

@@ -56,11 +56,13 @@ class Lesson:
         name: of the part of the recipe.
         captions: the prompt of a scene.
         conditions: what the control is told of some scenes.
+        further: a loss that is added to that of the noise, after each prediction.
     """
 
     name: str
     captions: Captions
     conditions: Conditions
+    further: Callable[[], Tensor] | None = None
 
 
 def chance(generator: torch.Generator, share: float = NAMED) -> bool:
@@ -89,7 +91,12 @@ def teach(control: Control, unet: UNet2DConditionModel, parts: Parts, lesson: Le
     """Train a control beside a frozen U-Net; its moving average."""
     plan = plan_of(lesson.name)
     of = predictor(unet, parts, lesson)
-    loss_at = noise_loss(Scenes.load(work, "train"), of(control), plan)
+    of_noise = noise_loss(Scenes.load(work, "train"), of(control), plan)
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        loss = of_noise(step, generator)
+        return loss if lesson.further is None else loss + lesson.further()
+
     average: Control = train(
         control.to(DEVICE),
         loss_at,
