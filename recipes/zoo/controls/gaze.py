@@ -50,15 +50,14 @@ class Gaze:
         return WEIGHT * torch.stack(losses).mean()
 
     def _of(self, attention: Any, both: Tensor) -> Tensor:
-        tokens = 3 * self.slots
-        places, things = both[:, :-tokens], both[:, -tokens:]
-        query, key = (part.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-                      for part in (attention.to_q(places), attention.to_k(things)))  # fmt: skip
-        looks = (query @ key.transpose(-1, -2) * attention.scale).softmax(dim=-1).mean(dim=1)  # [b l t]
-        own = torch.stack([tokens_of(one, round(places.shape[1] ** 0.5), self.slots) for one in self.conditions])
+        places = both.shape[1] - 3 * self.slots
+        heads = [part.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+                 for part in (attention.to_q(both[:, :places]), attention.to_k(both))]  # fmt: skip
+        looks = (heads[0] @ heads[1].transpose(-1, -2) * attention.scale).softmax(dim=-1).mean(dim=1)  # [b l l+t]
+        own = torch.stack([tokens_of(one, round(places**0.5), self.slots) for one in self.conditions])
         own = own.to(looks)
         inside = own.amax(dim=-1)
-        right = (looks * own).sum(dim=-1).clamp(min=1e-6)
+        right = (looks[..., places:] * own).sum(dim=-1).clamp(min=1e-6)
         return -(right.log() * inside).sum() / inside.sum().clamp(min=1)
 
 

@@ -18,7 +18,7 @@ from recipes.zoo.settings import WORK, settings
 from recipes.zoo.unet import Parts
 
 NAME = "interaction"
-OPEN = 0.3  # of the gates at the start: closed ones take long to open
+OPEN = 0.8  # of the gates at the start: closed ones take long to open
 
 
 def build(unet: UNet2DConditionModel) -> Interaction:
