@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_example_asks_for_all_three_controls() -> None:
     scene = load_config(SceneConfig, ROOT / "examples" / "scene.yaml")
-    assert [member.kind for member in scene.cast] == ["interaction", "migc", "image-prompt"]
+    assert [member.kind for member in scene.cast] == ["migc", "image-prompt", "interaction"]
     assert (ROOT / str(scene.reference)).is_file()
     assert scene.base == "zoo:scenes"
     assert "examples/scene.yaml" in (ROOT / "docs" / "control.md").read_text(encoding="utf-8")
@@ -29,6 +29,6 @@ def test_the_example_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = draw_scene(scene)
     made = pictures.config.made_with
     assert made is not None
-    assert dict(made.calls) == {"interaction": 5, "migc": 1, "image-prompt": 1}
+    assert dict(made.calls) == {"migc": 5, "image-prompt": 1, "interaction": 1}
     assert [image.size for image in pictures.images] == [(96, 96)]
-    assert list(pictures.alone) == ["interaction", "migc", "image-prompt"]
+    assert list(pictures.alone) == ["migc", "image-prompt", "interaction"]
