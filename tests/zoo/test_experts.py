@@ -95,5 +95,7 @@ def test_the_cache_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_name_is_refused_with_the_list() -> None:
-    with pytest.raises(ValueError, match="base, people, animals, things, shaded, flat, outlined, scenes; it has no 'plants'"):
+    with pytest.raises(
+        ValueError, match="base, people, animals, things, shaded, flat, outlined, scenes; it has no 'plants'"
+    ):
         folder("plants")

@@ -14,7 +14,7 @@ from diffusemble.scene.member_config import CombineConfig, MemberConfig
 if TYPE_CHECKING:
     from typing import Self
 
-THREE = ("interaction", "migc", "image-prompt")
+THREE = ("migc", "interaction", "image-prompt")  # on the zoo, MIGC is the best base by far
 PEERS = ("linear", "composable", "magicfusion", "superdiff-or", "superdiff-and")
 
 
