@@ -15,18 +15,21 @@ from diffusemble.settings import dump_config, load_config
 def test_a_set_is_compared_with_the_defaults_and_its_names_are_its_own(name: str) -> None:
     config = load_evaluation("scenes", None, [f"vary={name}", "count=4"])
     assert isinstance(config, ScenesConfig)
-    assert config.systems[0] == usual()
+    assert config.systems[0] == usual(THREE)
     assert config.compared == "amdm"
     assert command(config) == f"diffusemble evaluate --protocol scenes vary={name} count=4"
     marks = [system.model_dump_json(exclude={"name", "title"}) for system in config.systems]
     assert len(set(marks)) >= len(marks) - (name == "bases")  # the usual base is one of them
-    for others, own in VARIATIONS.items():
-        if others != name:
-            assert not {one.name for one in own(20)} & {one.name for one in config.systems[1:]}
+
+
+def test_two_members_make_a_set_as_well() -> None:
+    config = ScenesConfig.model_validate({"vary": "members", "kinds": ["migc", "image-prompt"]})
+    assert [system.name for system in config.systems] == ["amdm", "migc", "image-prompt", "migc+image-prompt"]
+    assert command(config).endswith("vary=members kinds=[migc,image-prompt]")
 
 
 def test_windows_follow_the_number_of_steps() -> None:
-    by_name = {system.name: system for system in VARIATIONS["windows"](30)}
+    by_name = {system.name: system for system in VARIATIONS["windows"](THREE, 30)}
     assert {member.window for member in by_name["middle"].members[1:]} == {(10, 19)}
     assert {member.window for member in by_name["late"].members[1:]} == {(20, 29)}
     assert all(system.members[0].window is None for system in by_name.values())
@@ -34,7 +37,7 @@ def test_windows_follow_the_number_of_steps() -> None:
 
 
 def test_weights_are_of_unit_norm() -> None:
-    for system in VARIATIONS["weights"](20):
+    for system in VARIATIONS["weights"](THREE, 20):
         assert sum(float(member.weight or 0) ** 2 for member in system.members) == pytest.approx(1)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from diffusemble.config import Schema, Seed, Side, Text, known, nearest
+from diffusemble.config import Schema, Seed, Side, Text, known, listed, nearest
 from diffusemble.evaluation.config import Count, Names
 from diffusemble.registry import SCHEDULERS
 from diffusemble.scene.member_config import CombineConfig, MemberConfig
@@ -122,12 +122,13 @@ class SceneBenchConfig(Schema):
 class ScenesConfig(SceneBenchConfig):
     """The protocol ``scenes``: pictures of held-out scenes of the zoo, judged without a detector.
 
-    ``systems`` are ``STANDARD`` by default, or with ``vary`` the set of that name in ``variations.VARIATIONS``;
-    ``count`` scenes are taken at even distances over the held-out ones.
+    ``systems`` are ``STANDARD`` by default, or with ``vary`` the set of that name in ``variations.VARIATIONS``, of
+    the members ``kinds``, the base first; ``count`` scenes are taken at even distances over the held-out ones.
     """
 
     protocol: Literal["scenes"] = "scenes"
-    vary: Literal["windows", "lengths", "weights", "bases", "members", "mixes"] | None = None
+    vary: Literal["windows", "lengths", "weights", "bases", "members", "mixes", "peers"] | None = None
+    kinds: Names = THREE
     base: Text = "zoo:scenes"
     systems: Annotated[tuple[SceneSystem, ...], Field(min_length=1)] = STANDARD
     count: Count | None = 96
@@ -144,7 +145,8 @@ class ScenesConfig(SceneBenchConfig):
 
         if not isinstance(given, dict) or given.get("vary") not in VARIATIONS or "systems" in given:
             return given
-        return {**given, "systems": variation(given["vary"], int(given.get("steps", 20)))}
+        kinds = given.get("kinds", THREE)
+        return {**given, "systems": variation(given["vary"], tuple(listed(kinds)), int(given.get("steps", 20)))}
 
     @property
     def compared(self) -> str:

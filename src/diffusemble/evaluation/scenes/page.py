@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from diffusemble.evaluation.benchmark import processor
 from diffusemble.evaluation.page import Section, plain
@@ -64,9 +65,13 @@ def settings_of(config: ScenesConfig) -> Iterable[Section]:
 def command(config: ScenesConfig) -> str:
     """The command of the page, with what differs from the defaults."""
     usual = ScenesConfig()
-    keys = ("vary", "base", "count", "steps", "guidance", "scheduler", "seed")
-    changed = [f"{key}={getattr(config, key)}" for key in keys if getattr(config, key) != getattr(usual, key)]
+    keys = ("vary", "kinds", "base", "count", "steps", "guidance", "scheduler", "seed")
+    changed = [f"{key}={_written(getattr(config, key))}" for key in keys if getattr(config, key) != getattr(usual, key)]
     return " ".join(("diffusemble evaluate --protocol scenes", *changed))
+
+
+def _written(value: Any) -> str:
+    return f"[{','.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 def _plainly(system: SceneSystem) -> str:
