@@ -49,14 +49,14 @@ def sections(found: Mapping[str, SceneScores], config: ScenesConfig) -> Iterable
 
 def settings_of(config: ScenesConfig) -> Iterable[Section]:
     """Machine, versions, settings and systems, at the end of the page."""
-    hidden = {"systems", "out", "report", "threads", "device", "protocol"}
+    hidden = {"systems", "only", "out", "report", "threads", "device", "protocol"}
     settings = config.model_dump(mode="json", exclude=hidden)
     yield "## Settings"
     yield "\n".join(
         (
             f"- versions: {', '.join(f'{name} {number}' for name, number in versions().items())}",
             f"- processor: {processor()}, {config.threads or 'all'} threads",
-            f"- settings: {', '.join(f'{key} {value}' for key, value in settings.items() if value)}",
+            f"- settings: {', '.join(f'{key} {value}' for key, value in settings.items() if value not in (None, ''))}",
             *(f"- {system.title or system.name}: {_plainly(system)}" for system in config.measured),
         )
     )
@@ -65,7 +65,7 @@ def settings_of(config: ScenesConfig) -> Iterable[Section]:
 def command(config: ScenesConfig) -> str:
     """The command of the page, with what differs from the defaults."""
     usual = ScenesConfig()
-    keys = ("vary", "kinds", "base", "count", "steps", "guidance", "scheduler", "seed")
+    keys = ("vary", "kinds", "only", "base", "count", "steps", "guidance", "scheduler", "seed")
     changed = [f"{key}={_written(getattr(config, key))}" for key in keys if getattr(config, key) != getattr(usual, key)]
     return " ".join(("diffusemble evaluate --protocol scenes", *changed))
 
