@@ -189,10 +189,10 @@ def _walk(ensemble: EnsembleDenoiser, height: int, width: int) -> Walk:
         flow = blocks.open(sample, timestep, inputs)
         opening = _so_far(counter)
         for name in blocks.names:
-            hidden = blocks.run(name, flow)
-            grids.append((hidden.shape[2], hidden.shape[3]))
-            flow = blocks.join(name, flow, hidden)
-        blocks.close(flow.hidden)
+            feature = blocks.run(name, flow)
+            grids.append((feature.map.shape[2], feature.map.shape[3]))
+            flow = blocks.join(name, flow, feature)
+        blocks.close(flow)
     context = Context(flow.text, flow.time, sample, timestep[None])
     return Walk(_so_far(counter), opening, tuple(grids), context)
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from diffusemble.aggregators.base import Combiner, Context
+from diffusemble.aggregators.base import Combiner, Context, weighted_tokens
 from diffusemble.aggregators.router import Router
 from diffusemble.aggregators.storage import create
-from diffusemble.blocks.base import Blocks, Flow, finish
+from diffusemble.blocks.base import Blocks, Call, Feature, Flow, Inputs, finish
 from diffusemble.blocks.points import point_indices
 from diffusemble.blocks.turns import take_turns
 from diffusemble.experts.expert import Expert, as_experts, check_block_level
 from diffusemble.experts.pipeline import build_pipeline
 from diffusemble.experts.reference import load_ensemble, save_ensemble
-from diffusemble.experts.text import unpack_text
 from diffusemble.registry import AGGREGATORS, BLOCKS, lookup
 
 
@@ -59,29 +57,33 @@ class EnsembleDenoiser(nn.Module):
 
     # -- the story -------------------------------------------------------------------------------------------------
 
-    def forward(self, *args: Any, **kwargs: Any) -> UNet2DConditionOutput | tuple[Tensor]:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Predict what the experts predict together.
 
-        Takes the arguments of the experts' own ``forward``; ``encoder_hidden_states [b n·s d]``, its mask and SDXL's
-        pooled ``text_embeds [b n·d]`` are packed. An argument that the block schedule does not know raises.
+        Takes the arguments of the experts' own ``forward`` and returns its record. Text, its mask, pooled text and
+        text positions are packed (``pack_text``). An argument that the block schedule does not know raises.
         """
-        sample, timestep, inputs = self._bind(args, kwargs)
-        return_dict = inputs.pop("return_dict", True)
-        own = split_inputs(inputs, len(self.blocks))
+        arguments = dict(self._signature.bind(self, *args, **kwargs).arguments)
+        del arguments["self"]
+        return_dict = arguments.pop("return_dict", True)
+        call = self.blocks[0].read(arguments)
+        own = self.blocks[0].split(call.inputs, len(self.blocks))
         with ExitStack() as stack:
             # One denoiser may stand for several experts; its LoRA must not be scaled several times.
             for blocks in {id(blocks.denoiser): blocks for blocks in self.blocks}.values():
-                stack.enter_context(blocks.active(inputs))
-            prediction = self._predict(sample, timestep, own)
-        return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
+                stack.enter_context(blocks.active(call.inputs))
+            prediction = self._predict(call, own)
+        record = self.blocks[0].write(prediction)
+        return record if return_dict else record.to_tuple()
 
-    def _predict(self, sample: Tensor, timestep: Any, inputs: Sequence[Mapping[str, Any]]) -> Tensor:
-        flows = [blocks.open(sample, timestep, own) for blocks, own in zip(self.blocks, inputs, strict=True)]
+    def _predict(self, call: Call, inputs: Sequence[Inputs]) -> Tensor:
+        flows = [blocks.open(call.sample, call.timestep, own) for blocks, own in zip(self.blocks, inputs, strict=True)]
+        timestep = torch.as_tensor(call.timestep, device=call.sample.device).reshape(-1) * self.blocks[0].time_unit
         context = Context(
             text=_mean([flow.text for flow in flows]),
             time=_mean([flow.time for flow in flows]),
-            sample=sample,
-            timestep=torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample)),
+            sample=call.sample,
+            timestep=timestep.expand(len(call.sample)),
         )
         if isinstance(self.aggregator, Router):
             return take_turns(self.blocks, flows, context, self.aggregator)
@@ -94,16 +96,20 @@ class EnsembleDenoiser(nn.Module):
         return self.aggregator(last, outputs, context).feature
 
     def _lockstep(self, flows: Sequence[Flow], context: Context) -> list[Tensor]:
-        for point, name in enumerate(self.points[:-1]):
-            outputs = [blocks.run(name, flow) for blocks, flow in zip(self.blocks, flows, strict=True)]
-            if point in self.aggregator.points:
-                outputs = [self.aggregator(point, outputs, context).feature] * len(outputs)
+        for point, name in enumerate(self.points):
+            features = [blocks.run(name, flow) for blocks, flow in zip(self.blocks, flows, strict=True)]
+            if point in self.aggregator.points and point < len(self.points) - 1:
+                features = [self._mix(point, features, context)] * len(features)
             flows = [
-                blocks.join(name, flow, output)
-                for blocks, flow, output in zip(self.blocks, flows, outputs, strict=True)
+                blocks.join(name, flow, feature)
+                for blocks, flow, feature in zip(self.blocks, flows, features, strict=True)
             ]
-        last = self.points[-1]
-        return [blocks.close(blocks.run(last, flow)) for blocks, flow in zip(self.blocks, flows, strict=True)]
+        return [blocks.close(flow) for blocks, flow in zip(self.blocks, flows, strict=True)]
+
+    def _mix(self, point: int, features: Sequence[Feature], context: Context) -> Feature:
+        mixed = self.aggregator(point, [feature.map for feature in features], context)
+        tokens = [feature.tokens for feature in features if feature.tokens is not None]
+        return Feature(mixed.feature, weighted_tokens(tokens, mixed.maps) if tokens else None)
 
     # -- what stands around it -------------------------------------------------------------------------------------
 
@@ -188,11 +194,6 @@ class EnsembleDenoiser(nn.Module):
         """
         return cls(*load_ensemble(folder, **load_options))
 
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, dict[str, Any]]:
-        bound = dict(self._signature.bind(self, *args, **kwargs).arguments)
-        bound.pop("self")
-        return bound.pop("sample"), bound.pop("timestep"), bound
-
     def _check(self, aggregator: Combiner) -> None:
         needed = replace(self.blocks[0].sizes, experts=len(self.experts))
         if not aggregator.fits(needed):
@@ -227,23 +228,6 @@ def build_aggregator(name: str, denoisers: Sequence[nn.Module], **options: Any) 
         anchor = lookup(AGGREGATORS, name, "aggregator").anchor
         options = {**options, "points": point_indices(options["points"], blocks.names, anchor)}
     return create(name, replace(blocks.sizes, experts=len(denoisers)), options)
-
-
-def split_inputs(inputs: Mapping[str, Any], n: int) -> tuple[dict[str, Any], ...]:
-    """One set of denoiser inputs per expert: packed text is unpacked, everything else is shared."""
-    if inputs["encoder_hidden_states"] is None:
-        raise ValueError("An ensemble needs encoder_hidden_states: pass pack_text([...]), one embedding per expert.")
-    # Contiguous, so that an expert computes bit for bit what it computes alone.
-    text = [part.contiguous() for part in unpack_text(inputs["encoder_hidden_states"], n)]
-    own = tuple({**inputs, "encoder_hidden_states": part} for part in text)
-    mask, added = inputs.get("encoder_attention_mask"), inputs.get("added_cond_kwargs")
-    if mask is not None and mask.shape[1] != text[0].shape[1]:
-        for mine, part in zip(own, unpack_text(mask, n), strict=True):
-            mine["encoder_attention_mask"] = part
-    if added is not None and added.get("text_embeds") is not None:
-        for mine, part in zip(own, unpack_text(added["text_embeds"], n), strict=True):
-            mine["added_cond_kwargs"] = {**added, "text_embeds": part}
-    return own
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -56,7 +56,7 @@ SCHEDULERS: Mapping[str, Entry] = {
 COMBINES: Mapping[str, Entry] = {
     name: Entry(f"diffusemble.latent.combine.{target}", title, paper)
     for name, target, title, paper in (
-        ("amdm", "amdm:AMDM", "Latents on one sphere, then drawn to where each model would go", "arXiv 2410.05262"),
+        ("amdm", "amdm:AMDM", "Latents on one sphere, then drawn to where each model would go", "arXiv 2410.01262"),
         ("linear", "averages:Linear", "Weighted average of the latents", ""),
         ("masks", "averages:Masks", "Every model's latents in its own region", "MultiDiffusion, arXiv 2302.08113"),
         ("composable", "composable:Composable", "Guidance of all models added up; AND and NOT", "arXiv 2206.01714"),

@@ -153,4 +153,4 @@ def test_outputs_have_the_sizes_that_the_schedule_announces():
             for name in blocks.names:
                 flow = blocks.join(name, flow, blocks.run(name, flow))
                 seen.append(flow.hidden.shape[1])
-            assert (*seen[:-1], blocks.close(flow.hidden).shape[1]) == blocks.sizes.channels
+            assert (*seen[:-1], blocks.close(flow).shape[1]) == blocks.sizes.channels

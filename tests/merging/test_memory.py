@@ -37,8 +37,8 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 def merged(count, method, **more):
-    config = MergeConfig(experts=experts[:count], method=method, out=str(folder / f"{method}{count}.safetensors"), **more)
-    print(grown(lambda: merge(config)), flush=True)
+    out = str(folder / f"{method}{count}.safetensors")
+    print(grown(lambda: merge(MergeConfig(experts=experts[:count], method=method, out=out, **more))), flush=True)
 
 small = [str(folder / f"small{seed}.safetensors") for seed in range(2)]
 for file in small:

@@ -132,6 +132,15 @@ def weighted_sum(features: Sequence[Tensor], maps: Float[Tensor, "b n h w"]) -> 
     return total
 
 
+def weighted_tokens(tokens: Sequence[Float[Tensor, "b s d"]], maps: Float[Tensor, "b n h w"]) -> Float[Tensor, "b s d"]:
+    """Text tokens have no place in the picture: each expert's get one weight, the mean of its map over all positions."""
+    weights = maps.mean(dim=(2, 3))
+    total = tokens[0] * weights[:, :1, None]
+    for index in range(1, len(tokens)):
+        total.addcmul_(tokens[index], weights[:, index, None, None])
+    return total
+
+
 def _chosen(points: PointChoice, count: int, anchor: int) -> frozenset[int]:
     if points == "all":
         return frozenset(range(count))

@@ -1,12 +1,12 @@
 """Experts that take turns: before some blocks a router chooses, sample by sample, who runs from there on.
 
-After each turn all experts continue on the chosen expert's state, its feature map and its skip connections, as they
-do on the aggregated one in AFA.
+After each turn all experts continue on the chosen expert's state, its feature map, its text tokens and its skip
+connections, as they do on the aggregated ones in AFA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusemble.aggregators.base import Context, weighted_sum
+from diffusemble.aggregators.base import Context, weighted_sum, weighted_tokens
 from diffusemble.aggregators.router import Router
 from diffusemble.blocks.base import Blocks, Flow, run_span
 
@@ -33,14 +33,14 @@ def take_turns(experts: Sequence[Blocks], flows: Sequence[Flow], context: Contex
     """
     names = experts[0].names
     for start, stop in pairwise([*sorted(router.points), len(names)]):
-        gates = router(start, flows[0].hidden, context).gates
+        gates = router(start, flows[0].hidden if start else context.sample, context).gates
         turn = names[start:stop]
         if gates.requires_grad:
             ends = [run_span(blocks, flow, turn) for blocks, flow in zip(experts, flows, strict=True)]
-            hidden, skips = _weighted(ends, gates)
+            end = _join(ends, lambda parts: _weighted(parts, gates))
         else:
-            hidden, skips = _chosen_only(experts, flows, gates.argmax(dim=1).tolist(), turn)
-        flows = [replace(flow, hidden=hidden, skips=skips) for flow in flows]
+            end = _chosen_only(experts, flows, gates.argmax(dim=1).tolist(), turn)
+        flows = [replace(flow, hidden=end.hidden, skips=end.skips, tokens=end.tokens) for flow in flows]
     return flows[0].hidden
 
 
@@ -64,28 +64,29 @@ def select(value: Any, rows: Sequence[int], batch: int) -> Any:
     return value
 
 
-def _chosen_only(
-    experts: Sequence[Blocks], flows: Sequence[Flow], chosen: Sequence[int], names: Sequence[str]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _chosen_only(experts: Sequence[Blocks], flows: Sequence[Flow], chosen: Sequence[int], names: Sequence[str]) -> Flow:
     groups = {expert: [row for row, mine in enumerate(chosen) if mine == expert] for expert in sorted(set(chosen))}
     if len(groups) == 1:
-        end = run_span(experts[chosen[0]], flows[chosen[0]], names)
-        return end.hidden, end.skips
+        return run_span(experts[chosen[0]], flows[chosen[0]], names)
     ends = [run_span(experts[e], select(flows[e], rows, len(chosen)), names) for e, rows in groups.items()]
     order = torch.tensor([row for rows in groups.values() for row in rows]).argsort().to(ends[0].hidden.device)
-
-    def in_place(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(parts))[order]
-
-    skips = tuple(in_place(parts) for parts in zip(*(end.skips for end in ends), strict=True))
-    return in_place([end.hidden for end in ends]), skips
+    return _join(ends, lambda parts: torch.cat(list(parts))[order])
 
 
-def _weighted(ends: Sequence[Flow], gates: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    def mix(parts: Sequence[Tensor]) -> Tensor:
-        if all(part is parts[0] for part in parts):  # a skip from before this turn
-            return parts[0]
-        return weighted_sum(parts, gates[:, :, None, None].expand(-1, -1, *parts[0].shape[2:]))
+def _join(ends: Sequence[Flow], one: Callable[[Sequence[Tensor]], Tensor]) -> Flow:
+    """The state that several ends of a turn make: ``one`` of each of their tensors."""
+    tokens = [end.tokens for end in ends if end.tokens is not None]
+    return replace(
+        ends[0],
+        hidden=one([end.hidden for end in ends]),
+        skips=tuple(one(parts) for parts in zip(*(end.skips for end in ends), strict=True)),
+        tokens=one(tokens) if tokens else None,
+    )
 
-    skips = tuple(mix(parts) for parts in zip(*(end.skips for end in ends), strict=True))
-    return mix([end.hidden for end in ends]), skips
+
+def _weighted(parts: Sequence[Tensor], gates: Tensor) -> Tensor:
+    if all(part is parts[0] for part in parts):  # a skip from before this turn
+        return parts[0]
+    if parts[0].ndim == 3:
+        return weighted_tokens(parts, gates[:, :, None, None])
+    return weighted_sum(parts, gates[:, :, None, None].expand(-1, -1, *parts[0].shape[2:]))

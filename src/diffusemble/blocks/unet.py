@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import apply_freeu
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusemble.aggregators.base import Sizes
-from diffusemble.blocks.base import Flow, Inputs
+from diffusemble.blocks.base import Call, Feature, Flow, Inputs
 from diffusemble.blocks.refusals import refuse_unknown_blocks, refuse_unused
 from diffusemble.blocks.residuals import Residuals, fitting, take_residuals
+from diffusemble.blocks.unet_inputs import bias, split_unet_inputs, text_width, time_width
+from diffusemble.blocks.unet_parts import chain, downsample, layer_modules, run_layer
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,13 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Block:
-    """One aggregation point: ``run`` computes it; ``keeps`` and ``drops`` say what happens to the skips after it."""
+    """One aggregation point: ``run`` computes it with the weights of ``modules``; ``keeps`` and ``drops`` say what
+    happens to the skips after it.
+    """
 
     run: Callable[[Flow], Tensor]
     channels: int
+    modules: Callable[[], tuple[nn.Module, ...]]
     keeps: bool = False
     drops: bool = False
 
@@ -52,22 +58,24 @@ class UNetBlocks:
         ValueError: the U-Net is built from block types that this schedule does not know.
     """
 
+    time_unit = 1.0
+
     def __init__(self, denoiser: UNet2DConditionModel) -> None:
         self.denoiser = denoiser
         refuse_unknown_blocks(denoiser)
         # Partial functions and methods, not closures: a copied or pickled schedule must run the copied U-Net.
-        self._table = {"conv_in": Block(self._run_first, denoiser.conv_in.out_channels, keeps=True)}
+        self._table = {"conv_in": Block(self._run_first, denoiser.conv_in.out_channels, self._first, keeps=True)}
         for level in range(len(denoiser.down_blocks)):
             self._add_down(level)
-        self._table["mid"] = Block(self._run_mid, denoiser.mid_block.resnets[-1].out_channels)
+        self._table["mid"] = Block(self._run_mid, denoiser.mid_block.resnets[-1].out_channels, self._mid)
         for level in range(len(denoiser.up_blocks)):
             self._add_up(level)
         self.names = tuple(self._table)
         channels = [block.channels for block in self._table.values()][:-1]
         self.sizes = Sizes(
             channels=(*channels, denoiser.conv_out.out_channels),
-            time=_time_width(denoiser),
-            text=_text_width(denoiser),
+            time=time_width(denoiser),
+            text=text_width(denoiser),
             latents=denoiser.config.in_channels,
         )
         self._last_down = self.names[self.names.index("mid") - 1]
@@ -78,21 +86,51 @@ class UNetBlocks:
         block = self.denoiser.down_blocks[level]
         for layer in range(len(block.resnets)):
             self._table[f"down.{level}.layer{layer}"] = Block(
-                partial(_layer, block, layer), block.resnets[layer].out_channels, keeps=True
+                partial(run_layer, block, layer),
+                block.resnets[layer].out_channels,
+                partial(layer_modules, block, layer),
+                keeps=True,
             )
         if block.downsamplers is not None:
             self._table[f"down.{level}.downsample"] = Block(
-                partial(_downsample, block), block.downsamplers[-1].out_channels, keeps=True
+                partial(downsample, block),
+                block.downsamplers[-1].out_channels,
+                partial(tuple, block.downsamplers),
+                keeps=True,
             )
 
     def _add_up(self, level: int) -> None:
         block = self.denoiser.up_blocks[level]
         for layer in range(len(block.resnets)):
             self._table[f"up.{level}.layer{layer}"] = Block(
-                partial(self._run_up, block, layer), block.resnets[layer].out_channels, drops=True
+                partial(self._run_up, block, layer),
+                block.resnets[layer].out_channels,
+                partial(layer_modules, block, layer, last="upsamplers"),
+                drops=True,
             )
 
     # -- the contract ----------------------------------------------------------------------------------------------
+
+    def read(self, arguments: Inputs) -> Call:
+        """The call that ``UNet2DConditionModel.forward`` gets."""
+        inputs = dict(arguments)
+        return Call(inputs.pop("sample"), inputs.pop("timestep"), inputs)
+
+    def split(self, inputs: Inputs, n: int) -> tuple[Inputs, ...]:
+        """Cut the packed text, its mask and SDXL's pooled text.
+
+        Raises:
+            ValueError: there is no text, or it is not packed for n experts.
+        """
+        return split_unet_inputs(inputs, n)
+
+    def write(self, prediction: Tensor) -> UNet2DConditionOutput:
+        """The record of ``UNet2DConditionModel.forward``."""
+        return UNet2DConditionOutput(sample=prediction)
+
+    def modules(self, name: str) -> tuple[nn.Module, ...]:
+        """The modules whose weights block ``name`` uses."""
+        return self._table[name].modules()
 
     @contextmanager
     def active(self, inputs: Inputs) -> Iterator[None]:
@@ -120,20 +158,20 @@ class UNetBlocks:
         attention = {
             "encoder_hidden_states": tokens,
             "cross_attention_kwargs": self._attention_kwargs(given.pop("cross_attention_kwargs", None)),
-            "attention_mask": _bias(given.pop("attention_mask", None), sample.dtype),
-            "encoder_attention_mask": _bias(given.pop("encoder_attention_mask", None), sample.dtype),
+            "attention_mask": bias(given.pop("attention_mask", None), sample.dtype),
+            "encoder_attention_mask": bias(given.pop("encoder_attention_mask", None), sample.dtype),
         }
         hidden = 2 * sample - 1.0 if unet.config.center_input_sample else sample
         extra = Conditions(attention, residuals, match_size)
         return Flow(hidden, (), time, tokens[0] if isinstance(tokens, tuple) else tokens, extra)
 
-    def run(self, name: str, flow: Flow) -> Tensor:
+    def run(self, name: str, flow: Flow) -> Feature:
         """Output of block ``name`` on ``flow``."""
-        return self._table[name].run(flow)
+        return Feature(self._table[name].run(flow))
 
-    def join(self, name: str, flow: Flow, hidden: Tensor) -> Flow:
+    def join(self, name: str, flow: Flow, feature: Feature) -> Flow:
         """Add T2I-adapter and ControlNet residuals that belong after ``name`` and update the skips."""
-        block, residuals = self._table[name], flow.extra.residuals
+        block, residuals, hidden = self._table[name], flow.extra.residuals, feature.map
         adapter = residuals.adapter.get(name)
         # The middle takes an adapter's map only where it fits (the XL adapters have one more level than the others).
         if adapter is not None and (name != "mid" or adapter.shape == hidden.shape):
@@ -147,14 +185,20 @@ class UNetBlocks:
             skips = tuple(skip + residual for skip, residual in zip(skips, residuals.skips, strict=True))
         return Flow(hidden, skips, flow.time, flow.text, flow.extra)
 
-    def close(self, hidden: Tensor) -> Tensor:
+    def close(self, flow: Flow) -> Tensor:
         """Final norm, activation and convolution."""
-        unet = self.denoiser
+        unet, hidden = self.denoiser, flow.hidden
         if unet.conv_norm_out:
             hidden = unet.conv_act(unet.conv_norm_out(hidden))
         return unet.conv_out(hidden)
 
     # -- parts of the above ----------------------------------------------------------------------------------------
+
+    def _first(self) -> tuple[nn.Module, ...]:
+        return (self.denoiser.conv_in,)
+
+    def _mid(self) -> tuple[nn.Module, ...]:
+        return (self.denoiser.mid_block,)
 
     def _run_first(self, flow: Flow) -> Tensor:
         return self.denoiser.conv_in(flow.hidden)
@@ -169,11 +213,11 @@ class UNetBlocks:
             hidden, skip = apply_freeu(
                 block.resolution_idx, hidden.clone(), skip, s1=block.s1, s2=block.s2, b1=block.b1, b2=block.b2
             )
-        hidden = _layer(block, layer, flow, torch.cat([hidden, skip], dim=1))
+        hidden = run_layer(block, layer, flow, torch.cat([hidden, skip], dim=1))
         if layer < len(block.resnets) - 1 or block.upsamplers is None:
             return hidden
         size = flow.skips[-2].shape[2:] if flow.extra.match_skip_size else None
-        return _chain(block.upsamplers, hidden, size)
+        return chain(block.upsamplers, hidden, size)
 
     def _embed_time(self, sample: Tensor, timestep: Any, text: Tensor, given: dict[str, Any]) -> Tensor:
         unet = self.denoiser
@@ -192,41 +236,3 @@ class UNetBlocks:
         if kwargs.get("gligen") is not None:
             kwargs["gligen"] = {"objs": self.denoiser.position_net(**kwargs["gligen"])}
         return kwargs
-
-
-def _layer(block: Any, index: int, flow: Flow, hidden: Tensor | None = None) -> Tensor:
-    """One resnet and, where the block has them, the attention behind it."""
-    hidden = flow.hidden if hidden is None else hidden
-    resnet = block.resnets[index]
-    if torch.is_grad_enabled() and block.gradient_checkpointing:
-        hidden = block._gradient_checkpointing_func(resnet, hidden, flow.time)
-    else:
-        hidden = resnet(hidden, flow.time)
-    if not hasattr(block, "attentions"):
-        return hidden
-    return block.attentions[index](hidden, **flow.extra.attention, return_dict=False)[0]
-
-
-def _downsample(block: Any, flow: Flow) -> Tensor:
-    return _chain(block.downsamplers, flow.hidden)
-
-
-def _time_width(unet: UNet2DConditionModel) -> int:
-    width = unet.time_embedding.linear_2.out_features
-    return 2 * width if unet.class_embedding is not None and unet.config.class_embeddings_concat else width
-
-
-def _text_width(unet: UNet2DConditionModel) -> int:
-    width = unet.config.cross_attention_dim
-    return width if isinstance(width, int) else width[0]
-
-
-def _chain(samplers: Any, hidden: Tensor, *size: Any) -> Tensor:
-    for sampler in samplers:
-        hidden = sampler(hidden, *size)
-    return hidden
-
-
-def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Attention bias ``[b 1 k]`` of a mask ``[b k]`` (1 = keep, 0 = discard)."""
-    return None if mask is None else ((1 - mask.to(dtype)) * -10000.0).unsqueeze(1)

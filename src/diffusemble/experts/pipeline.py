@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from diffusemble.blocks.packing import unpack_text
 from diffusemble.experts.expert import Expert
-from diffusemble.experts.text import PackedTextEncoder, unpack_text
+from diffusemble.experts.text import PackedTextEncoder
 
 _ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 

@@ -1,7 +1,6 @@
 """Every expert reads the prompt with its own text encoder; a pipeline sees one tensor.
 
-The experts' embeddings are packed along the token axis, so that classifier-free guidance (a concatenation along the
-batch) and several images per prompt work in unmodified pipelines.
+The experts' embeddings are packed along the token axis (``blocks.packing``).
 """
 
 from __future__ import annotations
@@ -14,40 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
-
-def pack_text(embeddings: Sequence[Tensor]) -> Tensor:
-    """Pack one embedding per expert into one tensor.
-
-    Args:
-        embeddings: n token embeddings ``[b s d]``, or n pooled embeddings ``[b d]``, all of one shape.
-
-    Returns:
-        ``[b n·s d]``, or ``[b n·d]`` for pooled embeddings.
-
-    Raises:
-        ValueError: no embeddings, or embeddings of different shapes.
-    """
-    shapes = [tuple(embedding.shape) for embedding in embeddings]
-    if not shapes or len(set(shapes)) > 1 or len(shapes[0]) not in (2, 3):
-        raise ValueError(
-            f"pack_text needs one embedding per expert, all of one shape [b s d] (or [b d] if pooled); got {shapes}. "
-            f"Pad every expert's prompt to the same number of tokens."
-        )
-    return torch.cat(list(embeddings), dim=1)
-
-
-def unpack_text(packed: Tensor, n: int) -> tuple[Tensor, ...]:
-    """Undo ``pack_text``: n tensors of equal shape.
-
-    Raises:
-        ValueError: the packed axis does not divide by n.
-    """
-    if packed.shape[1] % n:
-        raise ValueError(
-            f"The text embedding has shape {tuple(packed.shape)}; its axis 1 ({packed.shape[1]}) does not divide by "
-            f"the {n} experts. An ensemble takes one embedding per expert: pass pack_text([...])."
-        )
-    return packed.chunk(n, dim=1)
+from diffusemble.blocks.packing import pack_text, unpack_text
 
 
 class PackedTextEncoder(nn.Module):

@@ -1,6 +1,6 @@
 """AMDM: several models' latents become one point of the sphere, then each model draws it to where it would go.
 
-Aggregating Multi-Diffusion-Models (Yue et al., arXiv 2410.05262), section on spherical aggregation and deviation
+Aggregating Multi-Diffusion-Models (Yue et al., arXiv 2410.01262), section on spherical aggregation and deviation
 optimisation, for any number of models; and the published code's own variants of each formula.
 """
 

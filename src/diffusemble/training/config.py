@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from diffusemble.config import AggregatorConfig, Prompts, Schema, Seed, Text, Texts, known
 from diffusemble.registry import SCHEDULERS
+from diffusemble.training.loss_config import LevelsConfig, ObjectiveConfig
 
 R = TypeVar("R", bound="RunConfig")
 Timestep = Annotated[int, Field(ge=0)]
@@ -31,6 +32,8 @@ class DataConfig(Schema):
             (``{split: train}``, ``{split: [pair, rest]}``).
         file_column: column with the file name; by default the first of ``data.FILE_COLUMNS`` there is.
         text_column: column with the caption; by default the first of ``data.TEXT_COLUMNS`` there is.
+        score_column: column with how beautiful a picture is, from 1 to 10, which SDXL's refiner is told; by default
+            ``aesthetic_score`` where there is one.
     """
 
     path: str
@@ -39,6 +42,7 @@ class DataConfig(Schema):
     where: Mapping[str, Prompts] = {}
     file_column: str | None = None
     text_column: str | None = None
+    score_column: str | None = None
 
 
 class HeldOutConfig(DataConfig):
@@ -78,27 +82,6 @@ class SamplesConfig(Schema):
         return None if name is None else known(SCHEDULERS, name, "scheduler")
 
 
-class ObjectiveConfig(Schema):
-    """What training minimises; the defaults are those of AFA: the plain error of what the experts predict.
-
-    Attributes:
-        error: in which terms the squared error is taken (``objective.error_weights``): ``prediction`` as the experts
-            predict, ``noise``, ``velocity``, ``image`` (the clean latents), or ``min-snr``.
-        gamma: largest signal-to-noise ratio that ``min-snr`` counts.
-        entropy: weight of the maps' missing entropy, 0 where experts share equally and 1 where one has everything.
-        pull: weight of the Kullback-Leibler divergence of the equal share from the maps; grows without bound where an
-            expert is left out.
-        balance: weight of the inequality of the experts' mean shares over a batch, from 0 to 1; a position may belong
-            to one expert.
-    """
-
-    error: Literal["prediction", "noise", "velocity", "image", "min-snr"] = "prediction"
-    gamma: float = Field(default=5.0, gt=0)
-    entropy: float = Field(default=0.0, ge=0)
-    pull: float = Field(default=0.0, ge=0)
-    balance: float = Field(default=0.0, ge=0)
-
-
 class RunConfig(Schema):
     """What every training run has: data, where it leaves what, and how it takes its steps.
 
@@ -118,7 +101,11 @@ class RunConfig(Schema):
         warmup: optimiser steps over which the rate rises linearly.
         clip: largest norm of the gradient.
         timesteps: first and last timestep to train on; all by default.
+        levels: how often each timestep, that is each level of noise, is drawn.
         drop_prompt: probability, for every picture by itself, of training with the empty prompt.
+        embedded_guidance: guidance scale that guidance-distilled experts (FLUX.1 dev) are told; 1 by default, where
+            what they predict is the plain flow that the loss compares it with.
+        text_tokens: length of a prompt in T5's tokens (FLUX, SD3); as the pipeline draws by default.
         ema: decay per step of a moving average of the weights, which is then what is measured, drawn with and left.
         keep: leave the ensemble of the last step, or the one with the lowest held-out loss.
         patience: stop after this many held-out measurements in a row without a new lowest; never by default.
@@ -145,7 +132,10 @@ class RunConfig(Schema):
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0)
     timesteps: tuple[Timestep, Timestep] | None = None
+    levels: LevelsConfig = LevelsConfig()
     drop_prompt: float = Field(default=0.1, ge=0, le=1)
+    embedded_guidance: float | None = Field(default=None, ge=0)
+    text_tokens: int | None = Field(default=None, gt=0)
     ema: float = Field(default=0.0, ge=0, lt=1)
     keep: Literal["last", "best"] = "last"
     patience: int | None = Field(default=None, gt=0)

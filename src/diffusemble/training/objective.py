@@ -1,14 +1,38 @@
-"""What training minimises: the error of the predicted noise (Ho et al. 2020) or velocity (Salimans & Ho 2022)."""
+"""What training minimises: the error of what the experts predict, be it noise, velocity, picture or flow.
+
+All of them see x_t = α_t x + σ_t ε, latents x with noise ε ~ N(0, 1) at a level (α, σ):
+
+    diffusion       α² + σ² = 1, α² = ᾱ_t          Ho et al. 2020, arXiv 2006.11239
+    flow matching   α + σ = 1                      Liu et al. 2022, arXiv 2209.03003; FLUX, SD3
+
+and predict one of
+
+    epsilon           ε                            Ho et al. 2020, eq. 14
+    v_prediction      v = α ε - σ x                Salimans & Ho 2022, arXiv 2202.00512, appendix D
+    sample            x
+    flow_prediction   u = ε - x = dx_t / dσ        Esser et al. 2024, arXiv 2403.03206, section 2
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+DIFFUSION = ("epsilon", "v_prediction", "sample")
+FLOW = "flow_prediction"
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much of the latents and of noise every sample holds, ``[b]`` each: x_t = α x + σ ε."""
+
+    alpha: Tensor
+    sigma: Tensor
 
 
 @dataclass(frozen=True)
@@ -16,22 +40,62 @@ class Diffusion:
     """The forward process the experts were trained with.
 
     Attributes:
-        alphas: ᾱ_t for every timestep, ``[t]``, float32.
-        prediction_type: ``"epsilon"`` or ``"v_prediction"``, what the experts predict.
+        alpha: α of every point of the schedule, ``[t]``, float32, from little noise to much.
+        sigma: σ of the same.
+        times: what a denoiser is told at each, ``[t]``, in the sampler's unit (0 to 1000).
+        prediction_type: what the experts predict: one of ``DIFFUSION``, or ``FLOW``.
+        shift: for ``FLOW``, how far the experts' own schedule leans to much noise (``levels.shifted``).
 
     Raises:
         ValueError: another prediction type.
     """
 
-    alphas: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    times: Tensor
     prediction_type: str
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.prediction_type not in ("epsilon", "v_prediction"):
+        if self.prediction_type not in (*DIFFUSION, FLOW):
             raise ValueError(
-                f"Training knows experts that predict 'epsilon' or 'v_prediction'; their scheduler says "
-                f"{self.prediction_type!r}. Use experts of one of these kinds, or correct scheduler_config.json."
+                f"Training knows experts that predict {', '.join(map(repr, DIFFUSION))} or {FLOW!r}; their scheduler "
+                f"says {self.prediction_type!r}. Use experts of one of these kinds, or correct scheduler_config.json."
             )
+
+    @classmethod
+    def preserving(cls, cumulative: Float[Tensor, " t"], prediction_type: str) -> Diffusion:
+        """Diffusion with ᾱ_t of every timestep: α = √ᾱ, σ = √(1 - ᾱ)."""
+        return cls(cumulative.sqrt(), (1 - cumulative).sqrt(), torch.arange(len(cumulative)), prediction_type)
+
+    @classmethod
+    def flow(cls, count: int, shift: float = 1.0) -> Diffusion:
+        """Flow matching at σ = 1/T, 2/T, ..., 1, told as 1000 σ; equal steps, so that runs compare at any ``shift``."""
+        sigma = torch.arange(1, count + 1) / count
+        return cls(1 - sigma, sigma, 1000 * sigma, FLOW, shift)
+
+    def __len__(self) -> int:
+        """T, number of timesteps."""
+        return len(self.times)
+
+    @property
+    def flows(self) -> bool:
+        """Whether this is flow matching."""
+        return self.prediction_type == FLOW
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are."""
+        return self.alpha.device
+
+    def to(self, device: torch.device) -> Diffusion:
+        """The same process on ``device``."""
+        tables = (table.to(device) for table in (self.alpha, self.sigma, self.times))
+        return Diffusion(*tables, self.prediction_type, self.shift)
+
+    def at(self, timesteps: Int[Tensor, " b"]) -> Level:
+        """The level at points of the schedule, counted from 0."""
+        return Level(self.alpha[timesteps], self.sigma[timesteps])
 
 
 @dataclass(frozen=True)
@@ -41,7 +105,7 @@ class Batch:
     Attributes:
         latents: clean latents x ``[b c h w]``, scaled.
         noise: ε ~ N(0, 1), ``[b c h w]``.
-        timesteps: t ``[b]``.
+        timesteps: points of the schedule, counted from 0, ``[b]``.
         inputs: the denoiser's further keyword arguments (``encoder_hidden_states``, ...), packed.
     """
 
@@ -57,26 +121,31 @@ class Batch:
         )
 
 
-ErrorTerms = Literal["prediction", "noise", "velocity", "image", "min-snr"]
+Denoise = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]
+"""``denoise(x_t [b c h w], times [b], inputs) -> prediction [b c h w]``: the ensemble, called as its family wants it."""
 
-Objective = Callable[[Callable[..., Any], Batch, Diffusion], Tensor]
+Objective = Callable[[Denoise, Batch, Diffusion], Tensor]
 """An objective takes the ensemble, a batch and the forward process, and gives one loss per sample ``[b]``."""
 
 
 def add_noise(
-    latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], alphas: Float[Tensor, " b"]
+    latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], level: Level
 ) -> Float[Tensor, "b c h w"]:
-    """x_t = √ᾱ x + √(1 - ᾱ) ε (Ho et al. 2020, eq. 4), ᾱ being that of every sample's timestep."""
-    kept = alphas.view(-1, 1, 1, 1)
-    return kept.sqrt() * latents + (1 - kept).sqrt() * noise
+    """x_t = α x + σ ε."""
+    return _each(level.alpha) * latents + _each(level.sigma) * noise
 
 
-def velocity(
-    latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], alphas: Float[Tensor, " b"]
+def target_of(
+    latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], level: Level, prediction_type: str
 ) -> Float[Tensor, "b c h w"]:
-    """v = √ᾱ ε - √(1 - ᾱ) x (Salimans & Ho 2022, appendix D)."""
-    kept = alphas.view(-1, 1, 1, 1)
-    return kept.sqrt() * noise - (1 - kept).sqrt() * latents
+    """What a denoiser of this kind should predict; the table above."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return latents
+    if prediction_type == FLOW:
+        return noise - latents
+    return _each(level.alpha) * noise - _each(level.sigma) * latents
 
 
 def squared_error(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
@@ -84,52 +153,16 @@ def squared_error(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b
     return (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
 
 
-def noise_error(denoise: Callable[..., Any], batch: Batch, diffusion: Diffusion) -> Float[Tensor, " b"]:
-    """AFA's objective (section 3.3): ‖ε - ε_θ(x_t, c, t)‖², or the same of the velocity for experts that predict it."""
-    alphas = diffusion.alphas[batch.timesteps]
-    noisy = add_noise(batch.latents, batch.noise, alphas)
-    (prediction,) = denoise(noisy, batch.timesteps, **batch.inputs, return_dict=False)
-    aim = batch.noise if diffusion.prediction_type == "epsilon" else velocity(batch.latents, batch.noise, alphas)
-    return squared_error(prediction, aim)
+def prediction_error(denoise: Denoise, batch: Batch, diffusion: Diffusion) -> Float[Tensor, " b"]:
+    """The squared error of what the experts predict: for noise, ‖ε - ε_θ(x_t, c, t)‖² (AFA, section 3.3)."""
+    level = diffusion.at(batch.timesteps)
+    noisy = add_noise(batch.latents, batch.noise, level)
+    prediction = denoise(noisy, diffusion.times[batch.timesteps], batch.inputs)
+    return squared_error(prediction, target_of(batch.latents, batch.noise, level, diffusion.prediction_type))
 
 
-def error_weights(
-    error: ErrorTerms, prediction_type: str, alphas: Float[Tensor, " b"], gamma: float = 5.0
-) -> Float[Tensor, " b"]:
-    """What the squared error of the prediction is multiplied with to be an error in other terms.
-
-    A prediction says x_t, ε, x and v together, so their errors are multiples of each other: with ᾱ, and s = ᾱ / (1 - ᾱ)
-    the signal-to-noise ratio, ‖Δε‖² = ᾱ ‖Δv‖² and ‖Δx‖² = (1 - ᾱ) ‖Δv‖².
-
-    Args:
-        error: ``"prediction"``, ``"noise"``, ``"velocity"``, ``"image"`` for x, or ``"min-snr"``: min(s, γ) ‖Δx‖²
-            (Hang et al. 2023, arXiv 2303.09556), which counts steps of little noise less than ``"noise"`` does.
-        prediction_type: ``"epsilon"`` or ``"v_prediction"``, what the experts predict.
-        alphas: ᾱ of every sample.
-        gamma: γ.
-    """
-    if error == "prediction":
-        return torch.ones_like(alphas)
-    of_velocity = {
-        "noise": alphas,
-        "velocity": torch.ones_like(alphas),
-        "image": 1 - alphas,
-        "min-snr": torch.minimum(alphas, gamma * (1 - alphas)),
-    }[error]
-    return of_velocity if prediction_type == "v_prediction" else of_velocity / alphas
-
-
-def bucket_times(count: int, buckets: int, timesteps: int, generator: torch.Generator) -> Int[Tensor, "n k"]:
-    """One timestep per picture and bucket: bucket k of K is the range [k T / K, (k + 1) T / K).
-
-    Raises:
-        ValueError: more buckets than timesteps.
-    """
-    if buckets > timesteps:
-        raise ValueError(f"There are {timesteps} timesteps, so at most as many buckets; got {buckets}. Ask for fewer.")
-    edges = torch.arange(buckets + 1) * timesteps // buckets
-    drawn = torch.rand(count, buckets, generator=generator)
-    return edges[:-1] + (drawn * (edges[1:] - edges[:-1])).long()
+def _each(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
 
 
 def _to(value: Any, device: torch.device) -> Any:

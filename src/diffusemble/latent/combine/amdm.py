@@ -1,4 +1,4 @@
-"""AMDM as a way to combine members: spherical aggregation, then deviation optimisation (arXiv 2410.05262)."""
+"""AMDM as a way to combine members: spherical aggregation, then deviation optimisation (arXiv 2410.01262)."""
 
 from __future__ import annotations
 
