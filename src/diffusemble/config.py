@@ -9,7 +9,16 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from diffusemble.registry import AGGREGATORS, SCHEDULERS, Entry
 
@@ -56,6 +65,13 @@ def known(table: Mapping[str, Entry], name: str, what: str) -> str:
         raise ValueError(f"there is no {what} {name!r}{nearest(name, table)}. Choose one of: {', '.join(table)}")
     return name
 
+
+def _known_scheduler(name: str) -> str:
+    return known(SCHEDULERS, name, "scheduler")
+
+
+Scheduler = Annotated[str, AfterValidator(_known_scheduler)]
+"""A name in ``registry.SCHEDULERS``."""
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -174,7 +190,7 @@ class GenerateConfig(EnsembleConfig):
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(listed), Field(min_length=1)] = (0,)
     steps: int = Field(default=50, ge=1)
     guidance: float = Field(default=7.5, ge=0)
-    scheduler: str = "ddim"
+    scheduler: Scheduler = "ddim"
     height: Side | None = None
     width: Side | None = None
     batch: int = Field(default=4, ge=1)
@@ -182,8 +198,3 @@ class GenerateConfig(EnsembleConfig):
     attention: Annotated[AttentionConfig | None, BeforeValidator(_switched)] = None
     out: Text = "outputs"
     made_with: MadeWith | None = None
-
-    @field_validator("scheduler")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return known(SCHEDULERS, name, "scheduler")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from diffusemble.config import AggregatorConfig, Schema, Seed, Side, Text, known, listed
-from diffusemble.registry import METRICS, SCHEDULERS
+from diffusemble.config import AggregatorConfig, Scheduler, Schema, Seed, Side, Text, known, listed
+from diffusemble.registry import METRICS
 
 
 def _known_metric(name: str) -> str:
@@ -93,18 +93,13 @@ class BenchConfig(Schema):
     report: Text = "docs/results.md"
     steps: Count = 50
     guidance: float = Field(default=7.5, ge=0)
-    scheduler: str = "ddim"
+    scheduler: Scheduler = "ddim"
     batch: Count = 1
     seed: Seed = 0
     bootstrap: Count = 10_000
     threads: Annotated[int, Field(ge=0)] = 0
     device: Text = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-
-    @field_validator("scheduler")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return known(SCHEDULERS, name, "scheduler")
 
 
 class EvaluateConfig(BenchConfig):

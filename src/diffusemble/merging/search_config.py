@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from diffusemble.config import Schema, Seed, Side, Text, Texts, known, listed
-from diffusemble.registry import METRICS, SCHEDULERS
+from diffusemble.config import Scheduler, Schema, Seed, Side, Text, Texts, known, listed
+from diffusemble.registry import METRICS
 
 Count = Annotated[int, Field(ge=1)]
 Time = Annotated[int, Field(ge=0)]
@@ -66,7 +66,7 @@ class SearchConfig(Schema):
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(listed), Field(min_length=1)] = (0,)
     steps: Count = 20
     guidance: float = Field(default=7.5, ge=0)
-    scheduler: str = "ddim"
+    scheduler: Scheduler = "ddim"
     height: Side | None = None
     width: Side | None = None
     batch: Count = 4
@@ -78,11 +78,6 @@ class SearchConfig(Schema):
     start: Any = None
     out: Text = "runs/search"
     merged: Text = "merged"
-
-    @field_validator("scheduler")
-    @classmethod
-    def _scheduler_known(cls, name: str) -> str:
-        return known(SCHEDULERS, name, "scheduler")
 
     @field_validator("scorer")
     @classmethod

@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from diffusemble.config import MadeWith, Schema, Seed, Side, Text, known, listed, nearest
-from diffusemble.registry import SCHEDULERS
+from diffusemble.config import MadeWith, Scheduler, Schema, Seed, Side, Text, listed, nearest
 from diffusemble.scene.boxes import check_box
 from diffusemble.scene.member_config import CombineConfig, MemberConfig
 
@@ -120,7 +119,7 @@ class SceneConfig(Schema):
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(listed), Field(min_length=1)] = (0,)
     steps: int = Field(default=50, ge=1)
     guidance: float = Field(default=7.5, ge=0)
-    scheduler: str = "ddim"
+    scheduler: Scheduler = "ddim"
     height: Side | None = None
     width: Side | None = None
     batch: int = Field(default=4, ge=1)
@@ -129,11 +128,6 @@ class SceneConfig(Schema):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = "auto"
     made_with: SceneMadeWith | None = None
-
-    @field_validator("scheduler")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return known(SCHEDULERS, name, "scheduler")
 
     @model_validator(mode="after")
     def _consistent(self) -> SceneConfig:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from diffusemble.config import Schema, Seed, Side, Text, known, listed, nearest
+from diffusemble.config import Scheduler, Schema, Seed, Side, Text, listed, nearest
 from diffusemble.evaluation.config import Count, Names
-from diffusemble.registry import SCHEDULERS
 from diffusemble.scene.member_config import CombineConfig, MemberConfig
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class SceneBenchConfig(Schema):
     count: Count | None = None
     steps: Count = 50
     guidance: float = Field(default=7.5, ge=0)
-    scheduler: str = "ddim"
+    scheduler: Scheduler = "ddim"
     batch: Count = 1
     seed: Seed = 0
     bootstrap: Count = 10_000
@@ -90,11 +89,6 @@ class SceneBenchConfig(Schema):
     threads: Annotated[int, Field(ge=0)] = 0
     device: Text = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-
-    @field_validator("scheduler")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return known(SCHEDULERS, name, "scheduler")
 
     @model_validator(mode="after")
     def _named_once(self) -> Self:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from diffusemble.config import Prompts, Schema, Seed, Text, Texts, listed
+from diffusemble.config import Prompts, Scheduler, Schema, Seed, Text, Texts, listed
 from diffusemble.evaluation.config import ZOO_TIMES, Count, Names, SystemConfig, Time
 
 Counts = Annotated[tuple[Count, ...], BeforeValidator(listed), Field(min_length=1)]
@@ -50,7 +50,7 @@ class StudyConfig(Schema):
     images: Count = 60
     steps: Count = 20
     guidance: float = Field(default=4.5, ge=0)
-    scheduler: Text = "ddim"
+    scheduler: Scheduler = "ddim"
     batch: Count = 32
     seed: Seed = 0
     metrics: Annotated[tuple[Text, ...], BeforeValidator(listed), Field(min_length=1)] = ("prompt-match", "style-probe")
@@ -153,7 +153,7 @@ class DistilledConfig(StudyConfig):
 
     folders: Mapping[str, Text] = {}
     at: Counts = (1, 2, 4, 8)
-    few: Text = "lcm"
+    few: Scheduler = "lcm"
     few_guidance: float = Field(default=1.0, ge=0)
 
 
