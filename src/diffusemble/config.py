@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from diffusemble.registry import AGGREGATORS, SCHEDULERS, Entry
+from diffusemble.units import parse_bytes
 
 
 class Schema(BaseModel):
@@ -119,6 +120,24 @@ class AttentionConfig(Schema):
     steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed)] = ()
 
 
+class MemoryConfig(Schema):
+    """What a memory plan may do; what is left out is chosen, fastest first.
+
+    Attributes:
+        resident: how many experts' blocks stay on the device.
+        parts: whether text encoders and VAE stay, come when they are called, or come layer by layer.
+        vae: whether all pictures are decoded at once, one by one, or tile by tile (which blends their borders).
+        storage: number type of the experts' blocks at rest; eight bits change the pictures a little.
+        attention_slicing: compute attention in slices, for devices without a fused kernel.
+    """
+
+    resident: int | None = Field(default=None, ge=0)
+    parts: Literal["stay", "visit", "layers"] | None = None
+    vae: Literal["whole", "pictures", "tiles"] | None = None
+    storage: Literal["same", "float8", "int8"] = "same"
+    attention_slicing: bool = False
+
+
 class ExpertRecord(Schema):
     """An expert as it was used: SHA-256 of its files, by path relative to the source."""
 
@@ -181,6 +200,8 @@ class GenerateConfig(EnsembleConfig):
         batch: pictures drawn at a time.
         compare: also draw what every expert draws alone and what their block-wise mean draws, on one sheet.
         attention: also draw the aggregator's maps over the pictures.
+        memory_budget: most memory to use on the device, such as ``"8GB"``; a plan is chosen that keeps to it.
+        memory: what that plan may do, or the plan itself.
         out: a folder for numbered pictures, or a file name that ends with ``.png``.
         made_with: written by ``generate``; compared when the configuration is drawn again.
     """
@@ -196,5 +217,14 @@ class GenerateConfig(EnsembleConfig):
     batch: int = Field(default=4, ge=1)
     compare: bool = False
     attention: Annotated[AttentionConfig | None, BeforeValidator(_switched)] = None
+    memory_budget: str | None = None
+    memory: MemoryConfig | None = None
     out: Text = "outputs"
     made_with: MadeWith | None = None
+
+    @field_validator("memory_budget")
+    @classmethod
+    def _bytes(cls, budget: str | None) -> str | None:
+        if budget is not None:
+            parse_bytes(budget)
+        return budget
