@@ -133,7 +133,7 @@ def weighted_sum(features: Sequence[Tensor], maps: Float[Tensor, "b n h w"]) -> 
 
 
 def weighted_tokens(tokens: Sequence[Float[Tensor, "b s d"]], maps: Float[Tensor, "b n h w"]) -> Float[Tensor, "b s d"]:
-    """Text tokens have no place in the picture: each expert's get one weight, the mean of its map over all positions."""
+    """Text tokens have no place in the picture: an expert's get one weight, the mean of its map over all positions."""
     weights = maps.mean(dim=(2, 3))
     total = tokens[0] * weights[:, :1, None]
     for index in range(1, len(tokens)):

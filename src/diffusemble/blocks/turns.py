@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -37,7 +38,7 @@ def take_turns(experts: Sequence[Blocks], flows: Sequence[Flow], context: Contex
         turn = names[start:stop]
         if gates.requires_grad:
             ends = [run_span(blocks, flow, turn) for blocks, flow in zip(experts, flows, strict=True)]
-            end = _join(ends, lambda parts: _weighted(parts, gates))
+            end = _join(ends, partial(_weighted, gates=gates))
         else:
             end = _chosen_only(experts, flows, gates.argmax(dim=1).tolist(), turn)
         flows = [replace(flow, hidden=end.hidden, skips=end.skips, tokens=end.tokens) for flow in flows]
