@@ -18,13 +18,14 @@ from diffusemble.aggregators.storage import create
 from diffusemble.blocks.base import Blocks, Call, Feature, Flow, Inputs, finish
 from diffusemble.blocks.points import point_indices
 from diffusemble.blocks.turns import take_turns
+from diffusemble.ensemble_switches import Switches
 from diffusemble.experts.expert import Expert, as_experts, check_block_level
 from diffusemble.experts.pipeline import build_pipeline
 from diffusemble.experts.reference import load_ensemble, save_ensemble
 from diffusemble.registry import AGGREGATORS, BLOCKS, lookup
 
 
-class EnsembleDenoiser(nn.Module):
+class EnsembleDenoiser(Switches):
     """N frozen denoisers that draw as one; takes the same call as the denoiser it replaces (AFA, section 3).
 
     After every aggregation point all experts continue on the same feature map, and skip connections carry the
@@ -40,7 +41,6 @@ class EnsembleDenoiser(nn.Module):
     """
 
     aggregator: Combiner
-    denoisers: Any  # a ModuleList; its entries have more attributes than Module declares
 
     def __init__(self, experts: Sequence[Expert | nn.Module], aggregator: Combiner | str = "mean") -> None:
         super().__init__()
@@ -138,31 +138,11 @@ class EnsembleDenoiser(nn.Module):
         """SDXL's added embedding of the first expert; pipelines read its width."""
         return self.denoisers[0].add_embedding
 
-    @property
-    def encoder_hid_proj(self) -> nn.Module | None:
-        """Image-prompt projection of the first expert; pipelines read its presence."""
-        return self.denoisers[0].encoder_hid_proj
-
     def train(self, mode: bool = True) -> EnsembleDenoiser:
         """Set the aggregator's mode; the frozen experts stay in evaluation mode."""
         super().train(mode)
         self.denoisers.eval()
         return self
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute the experts' resnets in the backward pass instead of keeping their activations."""
-        for denoiser in self.denoisers:
-            denoiser.enable_gradient_checkpointing()
-
-    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """FreeU (arXiv 2309.11497) on every expert, as in diffusers."""
-        for denoiser in self.denoisers:
-            denoiser.enable_freeu(s1=s1, s2=s2, b1=b1, b2=b2)
-
-    def disable_freeu(self) -> None:
-        """Undo ``enable_freeu``."""
-        for denoiser in self.denoisers:
-            denoiser.disable_freeu()
 
     def pipeline(self, cls: type | None = None, **components: Any) -> Any:
         """A ready diffusers pipeline around the ensemble.
