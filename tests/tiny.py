@@ -180,4 +180,5 @@ def as_expert(pipeline: Any, name: str = "expert") -> Expert:
         for key in ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
         if key in pipeline.config
     }
-    return Expert(name, parts.pop("unet"), {**parts, **settings}, type(pipeline))
+    denoiser = parts.pop("unet" if "unet" in parts else "transformer")
+    return Expert(name, denoiser, {**parts, **settings}, type(pipeline))
