@@ -11,7 +11,11 @@ CHECKED = (
     "diffusemble.latent.predictions",
     "diffusemble.latent.superdiff",
     "diffusemble.merging.methods",
+    "diffusemble.parametrisation",
+    "diffusemble.paths",
+    "diffusemble.training.levels",
     "diffusemble.training.objective",
+    "diffusemble.training.weighting",
 )
 
 install_import_hook(CHECKED, "type_checks.checked")

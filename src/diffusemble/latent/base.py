@@ -9,7 +9,10 @@ from typing import Literal, Protocol
 from jaxtyping import Float
 from torch import Tensor
 
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+from diffusemble.parametrisation import Prediction
+
+__all__ = ["Combine", "Level", "Moment", "Prediction", "Step"]
+
 Moment = Literal["prediction", "latents"]
 
 
