@@ -29,7 +29,8 @@ class Control(nn.Module):
 
         Args:
             unet: ``UNet2DConditionModel``; may have other controls attached.
-            condition: what the control is to do, one for all pictures of the batch, without guidance halves.
+            condition: what the control is to do: one for all pictures of the batch, or a list with one for each (or
+                for each prompt), in which None asks for nothing; without guidance halves.
             call: what the U-Net is called with.
 
         Returns:

@@ -57,6 +57,11 @@ class GatedControl(Control):
         """``text``, ``hidden`` and ``slots`` of published weights."""
 
     @property
+    def capacity(self) -> int:
+        """How many things, or relations, it can be told of at most."""
+        return self.sizes.slots
+
+    @property
     def _weight(self) -> Tensor:
         """One of the projection's weights, for its number type and device."""
         return next(self.position_net.parameters())

@@ -34,6 +34,11 @@ class Relation:
     object_box: Sequence[float]
 
 
+def standing_alone(thing: str, box: Sequence[float]) -> Relation:
+    """A thing in no relation, as InteractDiffusion can be told of it: it is its own subject and object."""
+    return Relation(thing, box, "and", thing, box)
+
+
 @dataclass(frozen=True, eq=False)
 class InteractionCondition(GatedCondition):
     """Relations as the control knows them; ``interaction_condition`` makes it.

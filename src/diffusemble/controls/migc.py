@@ -150,12 +150,18 @@ class Migc(Control):
             chosen[name] = MigcProcessor(layer, index, placed, attention.processor)
         return chosen
 
+    @property
+    def capacity(self) -> int:
+        """How many instances it can be told of at most; two slots are for the background and the layout."""
+        slots: int = self.layers[0].sizes.slots
+        return slots - 2
+
     def _check(self, condition: MigcCondition, call: Call) -> None:
         sizes = self.layers[0].sizes
         slots = condition.slot_rows()
         if int(slots.max()) + 2 >= sizes.slots:
             raise ValueError(
-                f"These weights of MIGC have {sizes.slots} slots, so at most {sizes.slots - 2} instances in slots from "
+                f"These weights of MIGC have {sizes.slots} slots, so at most {self.capacity} instances in slots from "
                 f"0; got {slots.shape[-1]} instances, the last in slot {int(slots.max())}. Leave some out."
             )
         if len(slots) not in (1, len(self.layers)):

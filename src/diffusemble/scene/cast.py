@@ -91,12 +91,11 @@ def check_room(part: MemberConfig, control: Any, scene: SceneConfig) -> None:
     """
     if part.kind == "image-prompt":
         return
-    room = control.layers[0].sizes.slots - 2 if part.kind == "migc" else control.sizes.slots
     needed = len(relations_of(scene)) if part.kind == "interaction" else len(scene.instances)
-    if needed > room:
+    if needed > control.capacity:
         what = "relations (instances in none count, too)" if part.kind == "interaction" else "instances"
         raise ValueError(
-            f"The scene has {needed} {what}, and the weights of member {part.name!r} have {room} slots. Leave some "
+            f"The scene has {needed} {what}, and the weights of member {part.name!r} have {control.capacity} slots. Leave some "
             f"out, or give weights with more slots as source."
         )
 

@@ -11,12 +11,10 @@ from PIL import Image, UnidentifiedImageError
 
 from diffusemble.controls.gligen import Gligen, gligen_condition
 from diffusemble.controls.image_prompt import ImagePrompt, image_prompt_condition
-from diffusemble.controls.interaction import Interaction, Relation, interaction_condition
+from diffusemble.controls.interaction import Interaction, Relation, interaction_condition, standing_alone
 from diffusemble.controls.migc import Migc, migc_condition
 from diffusemble.scene.config import SceneConfig
 from diffusemble.scene.member_config import MemberConfig
-
-TOGETHER = "and"  # the action of a thing that stands in no relation: it is its own subject and object
 
 CONTROLS: Mapping[str, Any] = {
     "interaction": Interaction,
@@ -59,8 +57,8 @@ def relations_of(scene: SceneConfig) -> list[Relation]:
     things = {instance.name: instance for instance in scene.instances}
     told = [(things[each.subject], each.action, things[each.object]) for each in scene.relations]
     related = {thing.name for subject, _, other in told for thing in (subject, other)}
-    told += [(thing, TOGETHER, thing) for thing in scene.instances if thing.name not in related]
-    return [Relation(one.plain, one.box, action, other.plain, other.box) for one, action, other in told]
+    relations = [Relation(one.plain, one.box, action, other.plain, other.box) for one, action, other in told]
+    return relations + [standing_alone(one.plain, one.box) for one in scene.instances if one.name not in related]
 
 
 def _interaction(scene: SceneConfig, member: MemberConfig, stage: Stage) -> Any:

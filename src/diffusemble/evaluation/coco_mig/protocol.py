@@ -16,17 +16,12 @@ from diffusemble.evaluation.coco_mig.bench import MigPrompt, read_bench
 from diffusemble.evaluation.coco_mig.detectors import LocalDetectors
 from diffusemble.evaluation.coco_mig.measures import Detectors, measures
 from diffusemble.evaluation.page import Section, write_page
-from diffusemble.evaluation.parquet import LongTable
 from diffusemble.evaluation.pictures import to_bytes
-from diffusemble.evaluation.scenes.bench import SceneScores, Tell, gap, measure_systems, read_scene_scores
+from diffusemble.evaluation.scenes.bench import SceneScores, Tell, gap, measure_systems
 from diffusemble.evaluation.scenes.config import CocoMigConfig, SceneSystem
-from diffusemble.evaluation.store import Store
+from diffusemble.evaluation.scenes.kept import kept_scores, long_table, open_store
 from diffusemble.evaluation.tables import Body, Column, Head, Table
-from diffusemble.provenance import versions
 from diffusemble.scene.config import InstanceConfig, SceneConfig
-from diffusemble.settings import dump_config
-
-CONFIG_FILE = "config.yaml"
 
 
 def evaluate_coco_mig(
@@ -53,8 +48,7 @@ def evaluate_coco_mig(
     finders = detectors or LocalDetectors.load(
         Path(config.weights) if config.weights else None, placement(config.device, config.dtype)[0]
     )
-    store = Store(Path(config.out), _identity(config), {"versions": versions()})
-    (store.folder / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
+    store = open_store(config, _identity(config))
 
     def judged(image: Tensor, number: int) -> Mapping[str, float]:
         return measures(to_bytes(image[None])[0], prompts[number], finders)
@@ -73,8 +67,7 @@ def redraw_coco_mig(config: CocoMigConfig, names: Sequence[str] = ()) -> Path:
     Raises:
         ValueError: there are none of a system, or none of the reference.
     """
-    shown = list(dict.fromkeys([*names, config.compared])) if names else []
-    return write_coco_mig(read_scene_scores(config.out, shown), config)
+    return write_coco_mig(kept_scores(config, names), config)
 
 
 def as_config(prompt: MigPrompt, system: SceneSystem, config: CocoMigConfig) -> SceneConfig:
@@ -99,14 +92,8 @@ def as_config(prompt: MigPrompt, system: SceneSystem, config: CocoMigConfig) -> 
 def write_coco_mig(found: Mapping[str, SceneScores], config: CocoMigConfig) -> Path:
     """Write ``config.report`` with its tables, and all scores as Parquet beside what is kept; returns the page."""
     prompts = read_bench(config.prompts, config.count)
-    columns: dict[str, list[Any]] = {key: [] for key in ("system", "prompt", "caption", "level", "measure", "value")}
-    for name, scores in found.items():
-        for measure, values in scores.measures.items():
-            for prompt, value in zip(prompts, values.tolist(), strict=True):
-                line = (name, prompt.key, prompt.caption, prompt.level, measure, value)
-                for column, cell in zip(columns.values(), line, strict=True):
-                    column.append(cell)
-    LongTable(columns).write(Path(config.out))
+    told = [{"prompt": one.key, "caption": one.caption, "level": one.level} for one in prompts]
+    long_table(found, told).write(Path(config.out))
     return write_page(Path(config.report), sections(found, prompts, config))
 
 

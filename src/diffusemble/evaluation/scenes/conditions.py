@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from diffusemble.controls.instances import MigcCondition, migc_condition
-from diffusemble.controls.interaction import InteractionCondition, Relation, interaction_condition
+from diffusemble.controls.interaction import InteractionCondition, Relation, interaction_condition, standing_alone
 from diffusemble.evaluation.scenes.scene import Box, Scene
-
-TOGETHER = "and"  # the action of a thing that stands in no relation: it is its own subject and object
 
 
 def relations_of(scene: Scene) -> list[Relation]:
     """What an interaction model is told: the relation of the first two things, and where the others are; no colours."""
     subject, other, *rest = scene.things
-    alone = [Relation(thing.name, thing.box, TOGETHER, thing.name, thing.box) for thing in rest]
-    return [Relation(subject.name, subject.box, scene.relation, other.name, other.box), *alone]
+    related = Relation(subject.name, subject.box, scene.relation, other.name, other.box)
+    return [related, *(standing_alone(thing.name, thing.box) for thing in rest)]
 
 
 def instances_of(scene: Scene) -> list[tuple[str, Box]]:

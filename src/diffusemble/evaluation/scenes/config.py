@@ -139,8 +139,8 @@ class ScenesConfig(SceneBenchConfig):
 
         if not isinstance(given, dict) or given.get("vary") not in VARIATIONS or "systems" in given:
             return given
-        kinds = given.get("kinds", THREE)
-        return {**given, "systems": variation(given["vary"], tuple(listed(kinds)), int(given.get("steps", 20)))}
+        kinds, steps = (given.get(key, cls.model_fields[key].default) for key in ("kinds", "steps"))
+        return {**given, "systems": variation(given["vary"], tuple(listed(kinds)), int(steps))}
 
     @property
     def compared(self) -> str:
