@@ -1,4 +1,4 @@
-"""Tiny real FLUX and Stable Diffusion 3 models, built in code: diffusers' and transformers' own classes, few weights."""
+"""Tiny real FLUX and Stable Diffusion 3 models, built in code: diffusers' and transformers' classes, few weights."""
 
 from __future__ import annotations
 

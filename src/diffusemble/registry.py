@@ -43,6 +43,14 @@ AGGREGATORS: Mapping[str, Entry] = {
 
 BLOCKS: Mapping[str, Entry] = {
     "UNet2DConditionModel": Entry("diffusemble.blocks.unet:UNetBlocks", "SD 1.x, SD 2.x, SDXL"),
+    "FluxTransformer2DModel": Entry("diffusemble.blocks.flux:FluxBlocks", "FLUX.1"),
+    "SD3Transformer2DModel": Entry("diffusemble.blocks.sd3:SD3Blocks", "SD 3, SD 3.5"),
+}
+
+FAMILIES: Mapping[str, Entry] = {
+    "UNet2DConditionModel": Entry("diffusemble.training.families.unet:UNetFamily", "SD 1.x, SD 2.x, SDXL"),
+    "SD3Transformer2DModel": Entry("diffusemble.training.families.sd3:SD3Family", "SD 3, SD 3.5"),
+    "FluxTransformer2DModel": Entry("diffusemble.training.families.flux:FluxFamily", "FLUX.1"),
 }
 
 SCHEDULERS: Mapping[str, Entry] = {

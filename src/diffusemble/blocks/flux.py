@@ -1,0 +1,164 @@
+"""Block schedule of diffusers' ``FluxTransformer2DModel``: double-stream blocks, then single-stream blocks.
+
+It calls the model's own blocks in the order of its ``forward`` and owns no weights. Latents come packed, a 2 x 2 patch
+a token; ``img_ids`` says where each lies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, cat
+
+from diffusemble.aggregators.base import Sizes
+from diffusemble.blocks.base import Call, Flow, Inputs
+from diffusemble.blocks.packing import split_named
+from diffusemble.blocks.streams import (
+    Constants,
+    Grid,
+    StreamBlocks,
+    check_attention_kwargs,
+    check_residuals,
+    on_grid,
+    rows,
+    taken,
+)
+
+_NEEDED = ("encoder_hidden_states", "pooled_projections", "img_ids", "txt_ids")
+_RESIDUALS = {
+    "controlnet_block_samples": "double",
+    "controlnet_single_block_samples": "single",
+}
+_OPTIONAL = ("guidance", "joint_attention_kwargs", *_RESIDUALS, "controlnet_blocks_repeat")
+_ATTENTION = ("scale", "ip_adapter_image_embeds", "attention_mask")
+
+
+class FluxBlocks(StreamBlocks):
+    """A ``FluxTransformer2DModel`` as a schedule of its blocks (57 in FLUX.1).
+
+    ``Flow.time`` is the time embedding with pooled text and guidance in it, ``Flow.text`` the text after
+    ``context_embedder``; both are as wide as the image tokens.
+    """
+
+    time_unit = 1000.0
+
+    def __init__(self, denoiser: FluxTransformer2DModel) -> None:
+        inner = denoiser.inner_dim
+        sizes = Sizes(
+            channels=(inner, denoiser.proj_out.out_features),
+            time=inner,
+            text=inner,
+            latents=denoiser.config.in_channels,
+        )
+        stacks = {"transformer_blocks": "double", "single_transformer_blocks": "single"}
+        super().__init__(denoiser, stacks, sizes)
+
+    def read(self, arguments: Inputs) -> Call:
+        """The call that ``FluxTransformer2DModel.forward`` gets, its latents on the grid of ``img_ids``.
+
+        Raises:
+            ValueError: there are no ``img_ids``, or they are not one grid.
+        """
+        inputs = dict(arguments)
+        latents = inputs.pop("hidden_states")
+        return Call(on_grid(latents, _grid(inputs.get("img_ids"), latents.shape[1])), inputs.pop("timestep"), inputs)
+
+    def split(self, inputs: Inputs, n: int) -> tuple[Inputs, ...]:
+        """Cut the packed text, the pooled text and the text positions.
+
+        Raises:
+            ValueError: something of it is missing, or not packed for n experts.
+        """
+        taken(inputs, _NEEDED, _OPTIONAL, "FLUX")
+        own = split_named(inputs, ["encoder_hidden_states", "pooled_projections"], n)
+        length = own[0]["encoder_hidden_states"].shape[1]
+        for number, mine in enumerate(own):
+            ids = _flat(inputs["txt_ids"])
+            mine["txt_ids"] = ids if len(ids) == length else ids[number * length : (number + 1) * length]
+        return own
+
+    def write(self, prediction: Tensor) -> Any:
+        """The record of ``FluxTransformer2DModel.forward``: the prediction packed, as the latents were."""
+        return super().write(rows(prediction))
+
+    def open(self, sample: Tensor, timestep: Any, inputs: Inputs) -> Flow:
+        """Embed latents, text, time and positions.
+
+        Raises:
+            ValueError: an argument that the schedule does not know, that is missing, or that changes nothing.
+        """
+        model, given = self.denoiser, taken(inputs, _NEEDED, _OPTIONAL, "FLUX")
+        _check_guidance(model, given)
+        image = model.x_embedder(rows(sample))
+        scaled = [timestep] + ([given["guidance"]] if "guidance" in given else [])
+        time = model.time_text_embed(*(value.to(image.dtype) * 1000 for value in scaled), given["pooled_projections"])
+        text = model.context_embedder(given["encoder_hidden_states"])
+        positions = model.pos_embed(cat((_flat(given["txt_ids"]), _flat(given["img_ids"]))))
+        attention = self._attention(given.get("joint_attention_kwargs"))
+        extra = Constants((positions, attention), self._residuals(given, image.shape[1]))
+        return Flow(on_grid(image, (sample.shape[2], sample.shape[3])), (), time, text, extra, text)
+
+    def _attention(self, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        if kwargs is None:
+            return None
+        check_attention_kwargs(kwargs, _ATTENTION, "joint_attention_kwargs")
+        kwargs = {key: value for key, value in kwargs.items() if key != "scale"}  # `active` applies the scale
+        if "ip_adapter_image_embeds" in kwargs:
+            projection = getattr(self.denoiser, "encoder_hid_proj", None)
+            if projection is None:
+                raise ValueError(
+                    "joint_attention_kwargs['ip_adapter_image_embeds'] was given, but this FLUX transformer has no "
+                    "IP-Adapter. Load one first (pipe.load_ip_adapter), or leave the image prompt out."
+                )
+            kwargs["ip_hidden_states"] = projection(kwargs.pop("ip_adapter_image_embeds"))
+        return kwargs
+
+    def _residuals(self, given: dict[str, Any], length: int) -> dict[str, Tensor]:
+        placed = {}
+        for argument, stack in _RESIDUALS.items():
+            samples = given.get(argument)
+            if samples is None:
+                continue
+            names = [name for name in self.names if name.startswith(stack)]
+            check_residuals(samples, len(names), length, argument)
+            interval = int(np.ceil(len(names) / len(samples)))
+            cycle = stack == "double" and given.get("controlnet_blocks_repeat", False)
+            for index, name in enumerate(names):
+                placed[name] = samples[index % len(samples) if cycle else index // interval]
+        return placed
+
+
+def _grid(ids: Tensor | None, length: int) -> Grid:
+    """Height and width of the grid that positions ``[l 3]`` (picture, row, column) describe, row by row."""
+    if ids is None:
+        raise ValueError("FLUX needs img_ids, the place [l 3] of every image token. Pass what the pipeline passes.")
+    ids = _flat(ids)
+    if len(ids) != length:
+        raise ValueError(f"img_ids has {len(ids)} rows, but the latents have {length} tokens. Give one row per token.")
+    width = int((ids[:, 1] == ids[0, 1]).cumprod(0).sum())
+    whole = length % width == 0 and bool((ids[:, 0] == ids[0, 0]).all())
+    places = ids.view(-1, width, ids.shape[1]) if whole else ids[None]
+    if not whole or (places[:, :, 1] != places[:, :1, 1]).any() or (places[:, :, 2] != places[:1, :, 2]).any():
+        raise ValueError(
+            "img_ids is not the grid of one picture, row by row, so there is no map to weigh experts on. Give one row "
+            "(picture, row, column) for each place; pictures beside the one that is drawn (FLUX Kontext) are not "
+            "supported."
+        )
+    return length // width, width
+
+
+def _flat(ids: Tensor) -> Tensor:
+    """Positions ``[l 3]``; older pipelines give every sample the same ones, ``[b l 3]``."""
+    return ids[0] if ids.ndim == 3 else ids
+
+
+def _check_guidance(model: FluxTransformer2DModel, given: Inputs) -> None:
+    if model.config.guidance_embeds and "guidance" not in given:
+        raise ValueError("This FLUX transformer has a guidance embedding: pass guidance [b], such as 3.5.")
+    if not model.config.guidance_embeds and "guidance" in given:
+        raise ValueError(
+            "guidance was given, but this FLUX transformer has no guidance embedding, so it would change nothing. "
+            "Leave it out."
+        )
