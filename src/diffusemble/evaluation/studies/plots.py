@@ -37,6 +37,8 @@ def lines(
     figure, ((axes,),) = blank()
     for names, style in ((series, "-"), (dashed or {}, "--")):
         _draw(axes, names, at, main, style)
+    if all(float(place).is_integer() for place in at):  # numbers of experts, copies, steps: nothing lies between them
+        axes.xaxis.get_major_locator().set_params(integer=True)
     finish(axes, axes_titles)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
