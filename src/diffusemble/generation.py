@@ -15,6 +15,7 @@ from diffusemble.config import AggregatorConfig, EnsembleConfig, GenerateConfig,
 from diffusemble.drawing import Picture, choose_maps, draw, placement
 from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.load import load_experts
+from diffusemble.memory.keep import MemoryReport, on_host, within_memory
 from diffusemble.pictures.attention import attention_picture
 from diffusemble.pictures.files import free_stem
 from diffusemble.pictures.metadata import save_png
@@ -52,12 +53,14 @@ class Pictures:
         config: the full configuration and what it was drawn with; draws the same pictures again.
         experts: names of the experts, in the order of the maps.
         sheet: the comparison, if it was asked for.
+        memory: the memory plan and what it took, if there was one.
     """
 
     pictures: tuple[Picture, ...]
     config: GenerateConfig
     experts: tuple[str, ...]
     sheet: Image.Image | None = None
+    memory: MemoryReport | None = None
 
     def attention(self, number: int = 0) -> Image.Image:
         """The aggregator's maps over picture ``number`` (from 0).
@@ -113,20 +116,24 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
     """
     tell = progress or (lambda share, what: None)
     tell(0.0, "loading experts")
-    ensemble = build_ensemble(config)
+    ensemble = build_ensemble(on_host(config))
     choice = choose_maps(ensemble, config)
-    now = made_with(ensemble)
-    _warn(config, ensemble, now)
+    with within_memory(ensemble, config) as keeper:
+        now = made_with(ensemble)
+        _warn(config, ensemble, now)
 
-    ways = _ways(ensemble) if config.compare else {TOGETHER: ensemble}
-    drawn = {}
-    for number, (title, way) in enumerate(ways.items()):
-        part = _part(tell, title, number, len(ways))
-        drawn[title] = draw(way, config, choice if title == TOGETHER else None, part)
+        ways = _ways(ensemble) if config.compare else {TOGETHER: ensemble}
+        drawn = {}
+        for number, (title, way) in enumerate(ways.items()):
+            if keeper is not None and way is not ensemble:
+                keeper.placed.adopt(way)
+            part = _part(tell, title, number, len(ways))
+            drawn[title] = draw(way, config, choice if title == TOGETHER else None, part)
+        memory = None if keeper is None else keeper.report()
 
     names = tuple(expert.name for expert in ensemble.experts)
     sheet = _sheet(drawn, config) if config.compare else None
-    return Pictures(drawn[TOGETHER], config.model_copy(update={"made_with": now}), names, sheet)
+    return Pictures(drawn[TOGETHER], config.model_copy(update={"made_with": now}), names, sheet, memory)
 
 
 def build_ensemble(config: EnsembleConfig) -> EnsembleDenoiser:

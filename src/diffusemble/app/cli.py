@@ -75,6 +75,7 @@ def generate(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, such as 512x768.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also a sheet: each expert, mean, ensemble.")] = False,
     attention: Annotated[bool, typer.Option("--attention", help="Also who drew what, where and when.")] = False,
+    memory_budget: Annotated[str | None, typer.Option(help="Most memory on the device, such as 8GB.")] = None,
     output: Annotated[str | None, typer.Option("--out", "-o", help="Folder (outputs), or a name.png.")] = None,
     sets: Set = None,
 ) -> None:
@@ -90,7 +91,7 @@ def generate(
     flags = {
         **_given(prompts=prompts, experts=experts, ensemble=ensemble, aggregator=_named(aggregator), negative=negative),
         **_given(seeds=_seeds(seed, images), steps=steps, guidance=guidance, scheduler=scheduler),
-        **_given(compare=compare or None, attention=attention or None, **_size(size)),
+        **_given(compare=compare or None, attention=attention or None, memory_budget=memory_budget, **_size(size)),
     }
     if flags or sets:
         flags["made_with"] = None  # another picture; there is nothing to compare it with
@@ -101,6 +102,8 @@ def generate(
         hush_bars()
         pictures = draw(run, tell)
     _show(pictures.save())
+    if pictures.memory is not None:
+        out().print(f"plan      {pictures.memory.plan}\nmemory    {pictures.memory}", markup=False)
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""Several experts on one card: which weights are on the device when, planned, counted and kept."""

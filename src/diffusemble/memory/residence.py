@@ -1,0 +1,39 @@
+"""Bytes of weights on the compute device, counted as they come and go."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Residence:
+    """The compute device, as far as weights are concerned.
+
+    Args:
+        device: where everything computes. It may be where the weights rest: they are copied and counted all the same,
+            so that a plan can be tried without an accelerator.
+
+    Attributes:
+        bytes: weights that are there now.
+        peak: most that were there at once.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.bytes = self.peak = 0
+
+    def add(self, size: int) -> None:
+        """Count ``size`` bytes that came (or left, if negative)."""
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+    def take(self, size: int) -> Tensor:
+        """``size`` counted bytes, ``[size]``."""
+        with torch.inference_mode(False):  # the bytes outlive the pass that asks for them
+            flat = torch.empty(size, dtype=torch.uint8, device=self.device)
+        self.add(size)
+        return flat
+
+    def give_back(self, flat: Tensor) -> None:
+        """Forget bytes that ``take`` gave."""
+        self.add(-flat.numel())
