@@ -91,7 +91,7 @@ class Placement:
         for scene in self.bundles.values():
             scene.bundle.unpack(self.origin)
         self.bundles, self.handles, self.staged = {}, [], []
-        parts = [*encoders_of(self.ensemble), *_there(vae_of(self.ensemble))]
+        parts: list[nn.Module] = [*encoders_of(self.ensemble), *_there(vae_of(self.ensemble))]
         for module in [self.ensemble, *parts]:
             _move(weights_of([module]), self.origin)
 
