@@ -53,6 +53,13 @@ FAMILIES: Mapping[str, Entry] = {
     "FluxTransformer2DModel": Entry("diffusemble.training.families.flux:FluxFamily", "FLUX.1"),
 }
 
+OUTPUTS: Mapping[str, Entry] = {
+    "UNet2DConditionModel": Entry("diffusemble.outputs.unet:UNetFamily", "SD 1.x, SD 2.x, SDXL"),
+    "PixArtTransformer2DModel": Entry("diffusemble.outputs.pixart:PixArtFamily", "PixArt-α, PixArt-Σ"),
+    "SD3Transformer2DModel": Entry("diffusemble.outputs.sd3:SD3Family", "SD 3, SD 3.5"),
+    "FluxTransformer2DModel": Entry("diffusemble.outputs.flux:FluxFamily", "FLUX.1"),
+}
+
 SCHEDULERS: Mapping[str, Entry] = {
     "ddim": Entry("diffusers:DDIMScheduler", "DDIM", "arXiv 2010.02502"),
     "pndm": Entry("diffusers:PNDMScheduler", "PNDM", "arXiv 2202.09778"),
