@@ -92,22 +92,25 @@ IMAGE_WIDTH = 12  # of the image encoder before an IP-Adapter
 
 def load_image_prompts(unet: UNet2DConditionModel, adapters: int = 1) -> None:
     """IP-Adapters with four image tokens each, through diffusers' own loader."""
-    width, states = unet.config.cross_attention_dim, []
-    for number in range(adapters):
-        projection = {
-            "proj.weight": randn(4 * width, IMAGE_WIDTH, seed=10 + number),
-            "proj.bias": randn(4 * width, seed=20 + number),
-            "norm.weight": randn(width, seed=30 + number),
-            "norm.bias": randn(width, seed=40 + number),
-        }
-        widths = [processor.to_q.out_features for processor in _cross_attentions(unet)]
-        attentions = {
-            f"{2 * index + 1}.to_{part}_ip.weight": randn(out, width, seed=100 * number + 2 * index + (part == "v"))
-            for index, out in enumerate(widths)
-            for part in "kv"
-        }
-        states.append({"image_proj": projection, "ip_adapter": attentions})
-    unet._load_ip_adapter_weights(states)
+    unet._load_ip_adapter_weights([image_prompt_weights(unet, number) for number in range(adapters)])
+
+
+def image_prompt_weights(unet: UNet2DConditionModel, number: int = 0) -> dict[str, dict[str, Tensor]]:
+    """Weights of an IP-Adapter with four image tokens, as published ones are laid out."""
+    width = unet.config.cross_attention_dim
+    projection = {
+        "proj.weight": randn(4 * width, IMAGE_WIDTH, seed=10 + number),
+        "proj.bias": randn(4 * width, seed=20 + number),
+        "norm.weight": randn(width, seed=30 + number),
+        "norm.bias": randn(width, seed=40 + number),
+    }
+    widths = [attention.to_q.out_features for attention in _cross_attentions(unet)]
+    attentions = {
+        f"{2 * index + 1}.to_{part}_ip.weight": randn(out, width, seed=100 * number + 2 * index + (part == "v"))
+        for index, out in enumerate(widths)
+        for part in "kv"
+    }
+    return {"image_proj": projection, "ip_adapter": attentions}
 
 
 def _cross_attentions(unet: UNet2DConditionModel) -> list[Any]:

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from diffusers import ModelMixin
 
+from diffusemble.experts.every_expert import EveryExpert
+
 _ONE_MODEL = {
     **dict.fromkeys(
         ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks"),
         "what reads or patches whole blocks of one model (DeepCache, self-attention guidance, FreeNoise) would reach "
-        "the first expert only, and an ensemble calls the layers inside",
+        "the first expert only, and an ensemble calls the layers inside. (set_ip_adapter_scale works on pipelines that "
+        "ensemble.pipeline(cls) made.)",
     ),
-    **dict.fromkeys(
-        ("enable_cache", "cache_context"),
-        "a cache of whole blocks skips them, and the experts would no longer run in lockstep",
-    ),
+    "enable_cache": "a cache that skips whole blocks would leave the lockstep of the experts",
 }
 _EACH = "it belongs to one model"
 
@@ -146,7 +146,11 @@ class Switches(ModelMixin):
             args: ``prefix`` and ``hotswap``, as in diffusers.
             adapter_name: its name; ``default_0``, ``default_1``, ... by default.
             options: as in diffusers.
+
+        Raises:
+            ValueError: it also changes text encoders, and the pipeline was not made by ``ensemble.pipeline``.
         """
+        _refuse_text_loras(weights, options.get("_pipeline"))
         name = adapter_name or f"default_{len(getattr(self, 'peft_config', ()))}"
         for denoiser in self.members:
             own = dict(weights) if isinstance(weights, dict) else weights
@@ -189,6 +193,16 @@ class Switches(ModelMixin):
                 f"An ensemble has no {name!r}: {_ONE_MODEL.get(name, _EACH)}. Use it on the experts one by one: "
                 f"`for denoiser in ensemble.denoisers: denoiser.{name}`."
             ) from error
+
+
+def _refuse_text_loras(weights: Any, pipeline: Any) -> None:
+    if pipeline is None or isinstance(pipeline, EveryExpert) or not isinstance(weights, dict):
+        return
+    if any(key.startswith("text_encoder") for key in weights):
+        raise ValueError(
+            f"This LoRA also changes text encoders, and this {type(pipeline).__name__} does not know those of all "
+            f"experts. Make the pipeline with ensemble.pipeline({type(pipeline).__name__}), not with from_pipe."
+        )
 
 
 def _named(name: str, number: int) -> str:

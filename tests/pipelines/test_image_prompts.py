@@ -1,0 +1,92 @@
+"""IP-Adapters that a pipeline loads reach every expert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ensembles import ATOL, SMALL, different, draw, unlike
+from stock import sdxl, small_pipeline
+from unet_inputs import IMAGE_WIDTH, image_prompt_weights, randn
+
+BUILDS = {"SD": small_pipeline, "SDXL": lambda seed=0: sdxl(seed)[0]}
+QUIET = {"subfolder": None, "weight_name": "none", "image_encoder_folder": None}
+LEFT = torch.zeros(1, 1, 16, 16)
+LEFT[..., :8] = 1
+STYLE = {"up": {"block_1": [0.0, 1.0]}}
+
+
+def embeddings(count: int) -> list[torch.Tensor]:
+    """One picture per adapter, without and with guidance."""
+    return [randn(2, 1, IMAGE_WIDTH, seed=5 + number) for number in range(count)]
+
+
+def prompted(pipeline: Any, count: int = 1, **call: Any) -> np.ndarray:
+    return draw(pipeline, ip_adapter_image_embeds=embeddings(count), **SMALL, **call)
+
+
+def load(pipeline: Any, unet: Any, count: int = 1) -> None:
+    pipeline.load_ip_adapter([image_prompt_weights(unet, number) for number in range(count)], **_quiet(count))
+
+
+def _quiet(count: int) -> dict[str, Any]:
+    return {**QUIET, "weight_name": ["none"] * count}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_two_equal_experts_draw_with_image_prompts_what_one_draws(name: str) -> None:
+    build = BUILDS[name]
+    alone, together = build(0), different([build(0), build(0)]).pipeline()
+    plain, drawn = draw(alone, **SMALL), {}
+    masks = {"cross_attention_kwargs": {"ip_adapter_masks": [LEFT, 1 - LEFT]}}
+    for pipeline in (alone, together):
+        pictures = drawn.setdefault(pipeline is together, [])
+        load(pipeline, alone.unet)
+        pictures.append(prompted(pipeline))
+        pipeline.set_ip_adapter_scale(0.4)
+        pictures.append(prompted(pipeline))
+        pipeline.set_ip_adapter_scale(STYLE)
+        pictures.append(prompted(pipeline))
+        pipeline.unload_ip_adapter()
+        pictures.append(draw(pipeline, **SMALL))
+        load(pipeline, alone.unet, 2)
+        pipeline.set_ip_adapter_scale([0.9, 0.3])
+        pictures += [prompted(pipeline, 2), prompted(pipeline, 2, **masks)]
+        pipeline.set_ip_adapter_scale([STYLE, 0.5])
+        pictures.append(prompted(pipeline, 2, **masks))
+    np.testing.assert_allclose(drawn[True], drawn[False], atol=ATOL)
+    np.testing.assert_allclose(drawn[True][3], plain, atol=ATOL)
+    others = [plain, *drawn[True][:3], *drawn[True][4:]]
+    assert all(unlike(one, other, 1e-3) for i, one in enumerate(others) for other in others[:i])
+
+
+def test_an_image_prompt_reaches_both_of_two_different_experts() -> None:
+    whole = [small_pipeline(seed) for seed in range(2)]
+    pipeline = different(whole).pipeline()
+    load(pipeline, whole[0].unet)
+    drawn = [prompted(pipeline)]
+    for one in whole:
+        processors = [each for each in one.unet.attn_processors.values() if hasattr(each, "scale")]
+        for each in processors:
+            each.scale = [0.0]
+        drawn.append(prompted(pipeline))
+        for each in processors:
+            each.scale = [1.0]
+    assert all(unlike(one, other, 1e-3) for i, one in enumerate(drawn) for other in drawn[:i])
+
+
+def test_image_prompts_that_the_experts_brought_are_used() -> None:
+    whole = [small_pipeline(0), small_pipeline(0)]
+    for one in whole:
+        load(one, one.unet)
+    np.testing.assert_allclose(prompted(different(whole).pipeline()), prompted(whole[0]), atol=ATOL)
+
+
+def test_adapters_of_another_number_are_counted_on_every_expert() -> None:
+    pipeline = different([small_pipeline(0), small_pipeline(1)]).pipeline()
+    load(pipeline, pipeline.unet.denoisers[0])
+    with pytest.raises(ValueError, match="Cannot assign 2 scale_configs to 1 IP-Adapter"):
+        pipeline.set_ip_adapter_scale([1.0, 0.5])
