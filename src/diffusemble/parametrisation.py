@@ -8,9 +8,9 @@ At a point x = α x₀ + σ ε of a path, with n = √(α² + σ²), every predi
     v_prediction     -σ/n    α/n     n          (arXiv 2202.00512, appendix D; n is 1 where the variance is preserved)
     flow_prediction  -1       1      α + σ      (arXiv 2210.02747, in diffusers' direction of time)
 
-So x and p together say everything, x₀ = (b x - σ p) / D and ε = (α p - a x) / D, wherever D is not 0: noise says
-nothing of the picture where there is no picture (α = 0), clean latents nothing of the noise where there is none (σ = 0).
-The coefficients depend on σ / α alone, so a prediction says the same on every path at one signal-to-noise ratio.
+So x and p together say everything, x₀ = (b x - σ p) / D and ε = (α p - a x) / D, wherever D is not 0: predicted noise
+says nothing of a picture that is not there (α = 0), predicted latents nothing of noise that is not there (σ = 0). The
+coefficients depend on σ / α alone, so a prediction says the same on every path at one signal-to-noise ratio.
 """
 
 from __future__ import annotations

@@ -53,11 +53,11 @@ FAMILIES: Mapping[str, Entry] = {
     "FluxTransformer2DModel": Entry("diffusemble.training.families.flux:FluxFamily", "FLUX.1"),
 }
 
-OUTPUTS: Mapping[str, Entry] = {
-    "UNet2DConditionModel": Entry("diffusemble.outputs.unet:UNetFamily", "SD 1.x, SD 2.x, SDXL"),
-    "PixArtTransformer2DModel": Entry("diffusemble.outputs.pixart:PixArtFamily", "PixArt-α, PixArt-Σ"),
-    "SD3Transformer2DModel": Entry("diffusemble.outputs.sd3:SD3Family", "SD 3, SD 3.5"),
-    "FluxTransformer2DModel": Entry("diffusemble.outputs.flux:FluxFamily", "FLUX.1"),
+FAMILIES: Mapping[str, Entry] = {
+    "UNet2DConditionModel": Entry("diffusemble.families.unet:UNetFamily", "SD 1.x, SD 2.x, SDXL"),
+    "PixArtTransformer2DModel": Entry("diffusemble.families.pixart:PixArtFamily", "PixArt-α, PixArt-Σ"),
+    "SD3Transformer2DModel": Entry("diffusemble.families.sd3:SD3Family", "SD 3, SD 3.5"),
+    "FluxTransformer2DModel": Entry("diffusemble.families.flux:FluxFamily", "FLUX.1"),
 }
 
 SCHEDULERS: Mapping[str, Entry] = {

@@ -1,0 +1,81 @@
+"""Which experts may be combined by what they predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from diffusemble.experts.expert import Expert, latent_space
+from diffusemble.families.base import Family
+from diffusemble.latent.schedules import prediction_kind
+from diffusemble.paths import Flow, Path, Terms, VariancePreserving
+from diffusemble.registry import FAMILIES, lookup
+
+_PARTS = ("vae", "scheduler")
+
+
+def families_of(experts: Sequence[Expert]) -> tuple[Family, ...]:
+    """How each of the experts is called, once it is certain that they share a latent space.
+
+    Raises:
+        ValueError: an expert lacks a part of its pipeline, is of an unknown architecture, or its latents mean
+            something else; the message names the expert, the property, both values, and what would work.
+    """
+    for number, expert in enumerate(experts, start=1):
+        missing = [part for part in _PARTS if expert.components.get(part) is None]
+        if missing or expert.pipeline_class is None:
+            raise ValueError(
+                f"Expert {number} ({expert.name!r}) has no {(*missing, 'pipeline class')[0]}. At output level every "
+                f"expert keeps its own schedule, prediction and text encoders: load whole pipelines, with "
+                f"load_experts([...])."
+            )
+    families = tuple(_family(expert) for expert in experts)
+    first = families[0]
+    for number, family in enumerate(families[1:], start=2):
+        for what, mine, other in _properties(family, first):
+            if mine != other:
+                raise ValueError(
+                    f"Expert {number} ({family.expert.name!r}): {what} is {mine!r}, but expert 1 "
+                    f"({first.expert.name!r}) has {other!r}. What experts predict can be combined if their latents "
+                    f"mean the same: use experts that share a VAE's latent space (SD 1.x, SD 2.x and PixArt-α; SDXL "
+                    f"and PixArt-Σ; the SD 3 models; the FLUX models)."
+                )
+    return families
+
+
+def terms_of(scheduler: Any) -> Terms:
+    """Path and prediction of an expert with this scheduler.
+
+    Raises:
+        ValueError: it predicts something unknown, or lies on no known path.
+    """
+    kind = prediction_kind(scheduler)
+    return Terms(_path(scheduler), kind)
+
+
+def _path(scheduler: Any) -> Path:
+    config = scheduler.config
+    if hasattr(scheduler, "scale_noise") or config.get("use_flow_sigmas", False):
+        return Flow(config.num_train_timesteps)
+    if not hasattr(scheduler, "alphas_cumprod") or hasattr(scheduler, "precondition_inputs"):
+        raise ValueError(
+            f"{type(scheduler).__name__} has neither a table of ᾱ (diffusion) nor scale_noise (flow matching), so "
+            f"nothing tells how much noise its model expects at which time. Give the expert the scheduler of its base "
+            f"model, such as DDIM, DPM-Solver++, Euler or flow-matching Euler."
+        )
+    return VariancePreserving(scheduler.alphas_cumprod)
+
+
+def _family(expert: Expert) -> Family:
+    known = [cls.__name__ for cls in type(expert.denoiser).__mro__ if cls.__name__ in FAMILIES]
+    name = known[0] if known else type(expert.denoiser).__name__
+    family: Family = lookup(FAMILIES, name, "denoiser class for ensembles at output level")(expert)
+    return family
+
+
+def _properties(family: Family, first: Family) -> Iterator[tuple[str, Any, Any]]:
+    mine, other = latent_space(family.parts["vae"]), latent_space(first.parts["vae"])
+    yield from ((f"vae {key}", mine[key], other[key]) for key in mine)
+    # An inpainting model also reads a mask and a picture; its input is no point of a path.
+    yield "number of channels of the denoiser's input", family.channels, mine["latent_channels"]
+    yield "number of channels of the denoiser's input", mine["latent_channels"], first.channels

@@ -1,0 +1,202 @@
+"""The ensemble of experts that differ: each runs whole, and what they predict becomes one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import Tensor, nn
+
+from diffusemble.aggregators.base import Aggregator, Combiner, Context, Sizes
+from diffusemble.aggregators.storage import create
+from diffusemble.blocks.base import Call
+from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.experts.expert import Expert, as_experts
+from diffusemble.experts.pipeline import build_pipeline
+from diffusemble.families.base import Conditions, Family
+from diffusemble.families.check import families_of, terms_of
+from diffusemble.families.text import text_parts, unpack_conditions
+from diffusemble.paths import Terms, predict_in
+
+POINT = "prediction"
+TIME_WIDTH = 128
+
+
+class OutputEnsembleDenoiser(EnsembleDenoiser):
+    """N frozen denoisers of any architectures that share a latent space, and draw as one.
+
+    It stands in the pipeline of the first expert, whose schedule, prediction and sampler are the ensemble's. Every
+    other expert is asked on its own schedule, with its own text, and answers in the first one's terms
+    (``paths.predict_in``). The aggregator combines the predictions: its only point is the last one.
+
+    Args:
+        experts: with the parts of their pipelines; the first one's pipeline is the ensemble's.
+        aggregator: built for them, or the name of one (``build_output_aggregator``).
+
+    Raises:
+        ValueError: the experts share no latent space or lack parts, or the aggregator was built for others.
+    """
+
+    def __init__(self, experts: Sequence[Expert], aggregator: Combiner | str = "mean") -> None:
+        super(EnsembleDenoiser, self).__init__()  # the set-up of block schedules is not for these
+        self.experts = as_experts(experts)
+        self.families = families_of(self.experts)
+        self.terms = tuple(terms_of(expert.components["scheduler"]) for expert in self.experts)
+        self.denoisers = nn.ModuleList(expert.denoiser for expert in self.experts)
+        self.denoisers.requires_grad_(False)
+        if isinstance(aggregator, str):
+            aggregator = build_output_aggregator(aggregator, self.experts)
+        check_aggregator(aggregator, _sizes(self.families))
+        self.aggregator = aggregator
+        self._signature = inspect.signature(type(self.denoisers[0]).forward)
+
+    # -- the story -------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict what the experts predict together.
+
+        Takes the arguments of the first expert's own ``forward``; its text is that of all experts
+        (``pack_conditions``). With several experts, an argument that means something to the first one's architecture
+        alone raises.
+        """
+        arguments = dict(self._signature.bind(self, *args, **kwargs).arguments)
+        del arguments["self"]
+        return_dict = arguments.pop("return_dict", True)
+        first = self.families[0]
+        call = first.read(arguments)
+        self._refuse(call.inputs)
+        conditions = unpack_conditions(call.inputs["encoder_hidden_states"], self.families)
+        outputs = [self._ask(index, call, own) for index, own in enumerate(conditions)]
+        predictions = [output[:, : first.channels] for output in outputs]
+        mixed = self.aggregator(0, predictions, self._context(call, conditions[0])).feature
+        variance = outputs[0][:, first.channels :]  # learned by the first expert for its own sampler
+        prediction = first.write(torch.cat([mixed, variance], dim=1) if variance.shape[1] else mixed)
+        return first.record(sample=prediction) if return_dict else (prediction,)
+
+    def _ask(self, index: int, call: Call, conditions: Conditions) -> Tensor:
+        first, family = self.families[0], self.families[index]
+        if index == 0:
+            return family.predict(call.sample, call.timestep, family.own(call.inputs, conditions))
+        given = call.timestep * first.time_unit
+
+        def predict(sample: Tensor, time: Any) -> Tensor:
+            same = time is given and family.time_unit == first.time_unit
+            own = call.timestep if same else time / family.time_unit
+            arguments = family.arguments(sample, conditions, call.inputs)
+            return family.predict(sample, own, arguments)[:, : family.channels]
+
+        return predict_in(self.terms[0], self.terms[index], predict, call.sample, given)
+
+    def _context(self, call: Call, conditions: Conditions) -> Context:
+        """The first expert's text, and the level of noise, which means the same to all."""
+        sample = call.sample
+        times = torch.as_tensor(call.timestep).reshape(-1).expand(len(sample)) * self.families[0].time_unit
+        return Context(
+            text=conditions["encoder_hidden_states"],
+            time=embed_level(self.terms[0], times).to(sample),
+            sample=sample,
+            timestep=times.to(sample.device),
+        )
+
+    def _refuse(self, inputs: Mapping[str, Any]) -> None:
+        if len(self.families) == 1:
+            return
+        known = self.families[0].shared | {"encoder_hidden_states"}
+        added = inputs.get("added_cond_kwargs") or {}
+        strange = [name for name, value in inputs.items() if name not in known and _says_something(value)]
+        strange += [name for name in added if name not in ADDED and _says_something(added[name])]
+        if strange:
+            raise ValueError(
+                f"{strange[0]} is made for one architecture, but the experts of an ensemble at output level need not "
+                f"share one, and each runs by itself. Leave it out, use EnsembleDenoiser (level: block) if the experts "
+                f"are of one architecture, or aggregate pipelines (diffusemble.aggregate), each with its own controls."
+            )
+
+    # -- what stands around it -------------------------------------------------------------------------------------
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The one point where experts meet."""
+        return (POINT,)
+
+    def pipeline(self, cls: type | None = None, **components: Any) -> Any:
+        """A ready diffusers pipeline around the ensemble.
+
+        Args:
+            cls: pipeline class for the first expert's architecture; its own class by default.
+            components: parts to add or replace, by the names of the class's constructor.
+
+        Raises:
+            ValueError: a part is missing or unknown.
+        """
+        taken = inspect.signature(cls or self.experts[0].pipeline_class or object).parameters
+        texts = {name: part for name, part in text_parts(self.families).items() if name in taken}
+        return build_pipeline(self, self.experts[:1], cls, {**texts, **components})
+
+
+ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
+"""What pipelines give beside the text that every expert that needs it can be given, or has of its own."""
+
+
+def build_output_aggregator(name: str, experts: Sequence[Expert], **options: Any) -> Combiner:
+    """Aggregator ``name`` for the predictions of these experts.
+
+    Args:
+        name: a row of ``registry.AGGREGATORS``.
+        experts: in order; channels and the width of the text are the first one's.
+        options: its own, such as ``preset="tiny"``.
+
+    Raises:
+        ValueError: unknown name, option or preset, or an aggregator that chooses before experts run.
+    """
+    return create(name, _sizes(families_of(experts)), options)
+
+
+def assemble(experts: Sequence[Expert], level: str, name: str, options: Mapping[str, Any]) -> EnsembleDenoiser:
+    """Experts and a new aggregator, which meet at every ``"block"`` or at the ``"output"``.
+
+    Raises:
+        ValueError: see ``EnsembleDenoiser``, ``OutputEnsembleDenoiser`` and their aggregators.
+    """
+    if level == "output":
+        return OutputEnsembleDenoiser(experts, build_output_aggregator(name, experts, **options))
+    return EnsembleDenoiser(experts, build_aggregator(name, [expert.denoiser for expert in experts], **options))
+
+
+def check_aggregator(aggregator: Combiner, sizes: Sizes) -> None:
+    """Make sure that an aggregator combines predictions of these sizes.
+
+    Raises:
+        ValueError: it was built for others, or chooses who runs.
+    """
+    if not isinstance(aggregator, Aggregator):
+        raise ValueError(
+            f"{type(aggregator).__name__} chooses who runs from block to block, but at output level all experts run. "
+            f"Choose one that mixes: mean, magicfusion or sabw."
+        )
+    if not aggregator.fits(sizes):
+        raise ValueError(
+            f"This aggregator was built for {aggregator.sizes}, but the experts' predictions need {sizes}. Build or "
+            f"train one for exactly these experts (build_output_aggregator, `diffusemble train` with level: output)."
+        )
+
+
+def embed_level(terms: Terms, times: Tensor) -> Tensor:
+    """Sinusoids ``[b 128]`` of the angle between picture and noise, atan(σ / α), from 0 to 1000 for a right one."""
+    point = terms.path.point(times.detach().double().cpu())
+    angle = torch.atan2(point.sigma, point.alpha) / (torch.pi / 2)
+    embedding: Tensor = get_timestep_embedding(1000 * angle.float(), TIME_WIDTH)
+    return embedding
+
+
+def _sizes(families: Sequence[Family]) -> Sizes:
+    first = families[0]
+    text = first.shapes["encoder_hidden_states"][-1]
+    return Sizes((first.channels,), TIME_WIDTH, text, len(families), first.channels)
+
+
+def _says_something(value: Any) -> bool:
+    return value is not None and not (isinstance(value, Mapping) and not value)
