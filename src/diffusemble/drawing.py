@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,6 +24,13 @@ SCHEDULER_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "pndm": {"steps_offset": 1, "set_alpha_to_one": False, "skip_prk_steps": True},
 }
 """What AFA and Stable Diffusion set; everything else is the experts' own schedule."""
+
+FLOW_SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "ddim": ("FlowMatchEulerDiscreteScheduler", {}),
+    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+}
+"""Classes and settings of the samplers for experts of a flow (FLUX, SD3), where DDIM's step is Euler's."""
 
 DEFAULT_POINTS = DEFAULT_STEPS = 6
 
@@ -107,10 +116,16 @@ def install(ensemble: EnsembleDenoiser, scheduler: str) -> Any:
 def build_scheduler(name: str, trained_with: Mapping[str, Any]) -> Any:
     """Sampler ``name`` of ``registry.SCHEDULERS`` for the noise schedule that the experts were trained with.
 
+    Args:
+        name: ``"ddim"``, ``"euler"``, ...
+        trained_with: configuration of the experts' own scheduler; that of a flow stays one, with its shift.
+
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or a sampler that does not follow flows.
     """
     cls = lookup(SCHEDULERS, name, "scheduler")
+    if "invert_sigmas" in trained_with or trained_with.get("use_flow_sigmas"):
+        return _flow_sampler(name, trained_with)
     return cls.from_config(trained_with, **SCHEDULER_SETTINGS.get(name, {}))
 
 
@@ -143,27 +158,71 @@ def choose_maps(ensemble: EnsembleDenoiser, config: GenerateConfig) -> MapChoice
 def _run(
     pipeline: Any, jobs: Sequence[tuple[str, int]], config: GenerateConfig, report: Callable[[float], None]
 ) -> Any:
+    """One batch of pictures."""
+
     def step_done(pipe: Any, index: int, time: Any, state: dict[str, Any]) -> dict[str, Any]:
         report(min(1.0, (index + 1) / config.steps))  # PNDM evaluates once more than it steps
         return state
 
     return pipeline(
         prompt=[prompt for prompt, _ in jobs],
-        negative_prompt=[config.negative] * len(jobs) if config.negative else None,
         generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in jobs],
         num_inference_steps=config.steps,
-        guidance_scale=config.guidance,
         height=config.height,
         width=config.width,
         callback_on_step_end=step_done,
+        **_guidance(pipeline, config, len(jobs)),
+        **_length(pipeline),
     ).images
+
+
+def _guidance(pipeline: Any, config: GenerateConfig, count: int) -> dict[str, Any]:
+    """How this pipeline is told the guidance scale and what not to draw.
+
+    Raises:
+        ValueError: something not to draw, for a FLUX whose guidance is built in.
+    """
+    negative = [config.negative] * count
+    if "true_cfg_scale" not in inspect.signature(type(pipeline).__call__).parameters:
+        return {"guidance_scale": config.guidance, "negative_prompt": negative if config.negative else None}
+    if not pipeline.transformer.config.get("guidance_embeds", False):
+        return {"true_cfg_scale": config.guidance, "negative_prompt": negative if config.guidance > 1 else None}
+    if config.negative:
+        raise ValueError(
+            "negative: guidance is built into these experts (FLUX.1 dev), which takes the place of a negative prompt. "
+            "Leave 'negative' out, or call ensemble.pipeline() with negative_prompt and true_cfg_scale."
+        )
+    return {"guidance_scale": config.guidance}
+
+
+def _length(pipeline: Any) -> dict[str, int]:
+    """T5's part of the prompt: as long as the pipeline says, but no longer than the tokenizer."""
+    limit = inspect.signature(type(pipeline).__call__).parameters.get("max_sequence_length")
+    tokenizer = getattr(pipeline, "tokenizer_3", None) or getattr(pipeline, "tokenizer_2", None)
+    if limit is None or tokenizer is None:
+        return {}
+    return {"max_sequence_length": min(limit.default, tokenizer.model_max_length)}
+
+
+def _flow_sampler(name: str, trained_with: Mapping[str, Any]) -> Any:
+    if name not in FLOW_SAMPLERS:
+        raise ValueError(
+            f"The sampler {name!r} is for experts that predict noise, but these follow a flow (FLUX, SD3). Choose one "
+            f"of: {', '.join(FLOW_SAMPLERS)}."
+        )
+    title, settings = FLOW_SAMPLERS[name]
+    given = dict(trained_with)
+    if "use_flow_sigmas" in settings:
+        settings = {**settings, "flow_shift": given.pop("shift", given.get("flow_shift", 1.0))}
+    return getattr(diffusers, title).from_config(given, **settings)
 
 
 def _keep(maps: AttentionMaps, choice: MapChoice, batch: int, config: GenerateConfig) -> list[tuple[PointMaps, ...]]:
     def at(point: int, step: int) -> Tensor:
-        extra = len(maps[point]) - config.steps  # PNDM evaluates its second time twice
-        # The last `batch` maps are those of the prompts; guidance puts the negative ones before them.
-        return maps[point][0 if step == 1 else step - 1 + extra][-batch:]
+        # PNDM evaluates its second time twice; FLUX's guidance calls for the negative prompt after the prompt's call.
+        calls, extra = divmod(len(maps[point]), config.steps)
+        # The last `batch` maps are those of the prompts; guidance in one call puts the negative ones before them.
+        return maps[point][0 if step == 1 else (step - 1) * calls + extra][-batch:]
 
     def of(image: int) -> Iterator[PointMaps]:
         for point, name in choice.points.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from diffusemble.aggregators.base import Combiner, Context, weighted_tokens
 from diffusemble.aggregators.router import Router
 from diffusemble.aggregators.storage import create
 from diffusemble.blocks.base import Blocks, Call, Feature, Flow, Inputs, finish
+from diffusemble.blocks.packing import PartwiseText
 from diffusemble.blocks.points import point_indices
 from diffusemble.blocks.turns import take_turns
 from diffusemble.ensemble_switches import Switches
@@ -53,6 +55,7 @@ class EnsembleDenoiser(Switches):
             aggregator = build_aggregator(aggregator, self.denoisers)
         self._check(aggregator)
         self.aggregator = aggregator
+        self._partwise: PartwiseText | None = None
         self._signature = inspect.signature(type(self.denoisers[0]).forward)
 
     # -- the story -------------------------------------------------------------------------------------------------
@@ -65,6 +68,8 @@ class EnsembleDenoiser(Switches):
         """
         arguments = dict(self._signature.bind(self, *args, **kwargs).arguments)
         del arguments["self"]
+        if self._partwise is not None:
+            arguments = self._partwise.sorted(arguments, len(self.blocks))
         return_dict = arguments.pop("return_dict", True)
         call = self.blocks[0].read(arguments)
         own = self.blocks[0].split(call.inputs, len(self.blocks))
@@ -143,6 +148,16 @@ class EnsembleDenoiser(Switches):
         super().train(mode)
         self.denoisers.eval()
         return self
+
+    def cache_context(self, name: str, **_: Any) -> AbstractContextManager[None]:
+        """Where pipelines name a call for block caches, which an ensemble does not have."""
+        return nullcontext()
+
+    def reading(self, text: PartwiseText) -> EnsembleDenoiser:
+        """The same ensemble, modules and all, for a pipeline that packs its text like this."""
+        twin = copy.copy(self)
+        twin._partwise = text if len(self.blocks) > 1 else None
+        return twin
 
     def pipeline(self, cls: type | None = None, **components: Any) -> Any:
         """A ready diffusers pipeline around the ensemble.

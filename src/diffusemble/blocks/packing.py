@@ -7,6 +7,7 @@ batch) and several images per prompt work in unmodified pipelines.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,6 +47,51 @@ def unpack_text(packed: Tensor, n: int) -> tuple[Tensor, ...]:
             f"the {n} experts. An ensemble takes one embedding per expert: pass pack_text([...])."
         )
     return packed.chunk(n, dim=1)
+
+
+def by_expert(packed: Tensor, sizes: Sequence[int], n: int) -> Tensor:
+    """Sort what was packed part by part into what is packed expert by expert.
+
+    Args:
+        packed: ``[b Σ n·size ...]``: of every part, the embeddings of all n experts.
+        sizes: length of one expert's parts along axis 1.
+        n: number of experts.
+
+    Returns:
+        ``[b n·Σ size ...]``: of every expert, all its parts.
+    """
+    parts = [part.chunk(n, dim=1) for part in packed.split([n * size for size in sizes], dim=1)]
+    return torch.cat([piece for own in zip(*parts, strict=True) for piece in own], dim=1)
+
+
+@dataclass(frozen=True)
+class PartwiseText:
+    """How a pipeline packs text that several encoders of every expert wrote (SD3): one encoder after the other.
+
+    Attributes:
+        tokens: tokens of one expert's CLIP prompt; what follows them is T5's.
+        pooled: widths of one expert's pooled embeddings, CLIP encoder by CLIP encoder.
+        t5: whether the experts have T5 encoders; without, the pipeline writes zeros, which belong to all.
+    """
+
+    tokens: int
+    pooled: tuple[int, ...]
+    t5: bool
+
+    def sorted(self, inputs: Mapping[str, Any], n: int) -> dict[str, Any]:
+        """``inputs`` of a denoiser with text and pooled text packed expert by expert."""
+        own = dict(inputs)
+        if own.get("encoder_hidden_states") is not None:
+            own["encoder_hidden_states"] = self._tokens_by_expert(own["encoder_hidden_states"], n)
+        if own.get("pooled_projections") is not None:
+            own["pooled_projections"] = by_expert(own["pooled_projections"], self.pooled, n)
+        return own
+
+    def _tokens_by_expert(self, text: Tensor, n: int) -> Tensor:
+        clip, rest = text.split([n * self.tokens, text.shape[1] - n * self.tokens], dim=1)
+        if not self.t5:
+            rest = rest.repeat(1, n, 1)
+        return by_expert(torch.cat([clip, rest], dim=1), (self.tokens, rest.shape[1] // n), n)
 
 
 def split_named(inputs: Mapping[str, Any], names: Sequence[str], n: int) -> tuple[dict[str, Any], ...]:

@@ -22,7 +22,7 @@ _SCHEDULE = (
     "rescale_betas_zero_snr",
 )
 _LATENTS = ("latent_channels", "scaling_factor", "shift_factor")
-_TOKENIZERS = ("tokenizer", "tokenizer_2")
+_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,10 @@ def _properties(expert: Expert, first: Expert) -> Iterator[tuple[str, Any, Any]]
 
 
 def _schedule(scheduler: Any) -> dict[str, Any]:
+    # The shift of a flow says only at which times a picture is drawn: experts may differ in it.
+    flows = type(scheduler).__name__.startswith("FlowMatch") or _config(scheduler).get("use_flow_sigmas")
     # A switch that a scheduler class does not have is off.
-    return {key: _plain(_config(scheduler).get(key)) or None for key in _SCHEDULE}
+    return {"process": "flow matching" if flows else "diffusion"} | {key: _plain(_config(scheduler).get(key)) or None for key in _SCHEDULE}
 
 
 def latent_space(vae: Any) -> dict[str, Any]:
