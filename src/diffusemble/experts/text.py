@@ -10,24 +10,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from diffusemble.blocks.packing import pack_text, unpack_text
+from diffusemble.experts.packed_model import PackedModel
 
 
-class PackedTextEncoder(nn.Module):
-    """Stands where ``pipe.text_encoder`` stands and returns the packed embeddings of n CLIP text encoders.
+class PackedTextEncoder(PackedModel):
+    """Stands where ``pipe.text_encoder`` stands and returns the packed embeddings of n CLIP or T5 text encoders.
 
     The encoders must share their vocabulary, because the pipeline tokenizes once.
 
     Args:
-        encoders: one ``CLIPTextModel`` or ``CLIPTextModelWithProjection`` per expert.
-        keep_tokens: the prompt's length in tokens (77 in Stable Diffusion).
+        encoders: one ``CLIPTextModel``, ``CLIPTextModelWithProjection`` or ``T5EncoderModel`` per expert.
+        keep_tokens: the prompt's length in tokens (77 in Stable Diffusion); None for encoders that take any length.
         end_token: the tokenizer's end-of-text token.
     """
 
-    def __init__(self, encoders: Sequence[nn.Module], keep_tokens: int, end_token: int) -> None:
+    def __init__(self, encoders: Sequence[nn.Module], keep_tokens: int | None, end_token: int) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
         self.keep_tokens = keep_tokens
@@ -72,6 +73,8 @@ class PackedTextEncoder(nn.Module):
             # SDXL's second encoder: its pooled embedding comes first, as in the transformers class.
             pooled = pack_text([out.text_embeds for out in outputs])
             return CLIPTextModelOutput(text_embeds=pooled, last_hidden_state=last, hidden_states=hidden)
+        if not hasattr(outputs[0], "pooler_output"):  # T5
+            return BaseModelOutput(last_hidden_state=last, hidden_states=hidden)
         return BaseModelOutputWithPooling(
             last_hidden_state=last,
             pooler_output=pack_text([out.pooler_output for out in outputs]),
@@ -92,7 +95,7 @@ class PackedTextEncoder(nn.Module):
     def _shorten(self, ids: Tensor) -> Tensor:
         # Pipelines tokenize the negative prompt to the length of the packed embedding. Cutting it back to one prompt's
         # length, with the end token in the last place where the text was cut, is what tokenizing to that length gives.
-        if ids.shape[1] <= self.keep_tokens:
+        if self.keep_tokens is None or ids.shape[1] <= self.keep_tokens:
             return ids
         short = ids[:, : self.keep_tokens].clone()
         complete = (short == self.end_token).any(dim=1)
