@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffusemble.training.config import TrainConfig
 from diffusemble.training.train import train
 from tiny import tiny_pipeline, tiny_unet
 
+SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 UNET = {
     "block_out_channels": (16, 32),
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -33,15 +35,14 @@ def small_experts(count: int = 2) -> tuple[Expert, ...]:
     return tuple(experts)
 
 
-def write_pictures(folder: Path, count: int = 14, held: int = 4) -> None:
-    """``count`` noise pictures of 20 x 24, the last ``held`` of them held out."""
+def write_pictures(folder: Path, sides: Sequence[tuple[int, int]] = ((20, 24),) * 14, **columns: Sequence[Any]) -> None:
+    """Noise pictures of these heights and widths; of 14, the last four are held out; ``columns`` of the metadata."""
     folder.mkdir(parents=True)
-    pixels = np.random.default_rng(0).integers(0, 255, (count, 20, 24, 3), dtype=np.uint8)
-    rows = []
-    for number in range(count):
-        Image.fromarray(pixels[number]).save(folder / f"{number}.png")
-        split = "train" if number < count - held else "held"
-        rows.append({"file_name": f"{number}.png", "text": f"picture {number}", "split": split})
+    generator, rows = np.random.default_rng(0), []
+    for number, side in enumerate(sides):
+        Image.fromarray(generator.integers(0, 255, (*side, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        row = {"file_name": f"{number}.png", "text": f"picture {number}", "split": "train" if number < 10 else "held"}
+        rows.append({**row, **{name: values[number] for name, values in columns.items()}})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -14,10 +14,14 @@ from diffusemble.training.consistency import (
     jump_on_grid,
     solver_step,
 )
-from diffusemble.training.objective import add_noise, velocity
+from diffusemble.training.objective import Level, add_noise, target_of
+from training.small import SCHEDULE
 
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KINDS = ["epsilon", "v_prediction"]
+
+
+def level_of(alphas: Tensor) -> Level:
+    return Level(alphas.sqrt(), (1 - alphas).sqrt())
 
 
 def latents(*seeds: int) -> tuple[Tensor, ...]:
@@ -61,8 +65,8 @@ def test_a_grid_finer_than_the_schedule_is_refused() -> None:
 def test_predictions_say_what_they_were_made_from(kind: str) -> None:
     clean, noise = latents(0, 1)
     alphas = torch.tensor([0.9, 0.5, 0.1])
-    noisy = add_noise(clean, noise, alphas)
-    prediction = noise if kind == "epsilon" else velocity(clean, noise, alphas)
+    noisy = add_noise(clean, noise, level_of(alphas))
+    prediction = target_of(clean, noise, level_of(alphas), kind)
     said = clean_and_noise(prediction, noisy, alphas, kind)
     assert torch.allclose(said[0], clean, atol=1e-5)
     assert torch.allclose(said[1], noise, atol=1e-5)
@@ -95,11 +99,11 @@ def test_a_perfect_teacher_and_student_agree() -> None:
     clean, noise = latents(0, 1)
     alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod
     jump = jump_on_grid(torch.tensor([100, 500, 999]), 1000, 50)
-    noisy = add_noise(clean, noise, alphas[jump.start])
+    noisy = add_noise(clean, noise, level_of(alphas[jump.start]))
     earlier = solver_step(noise, noisy, alphas[jump.start], alphas[jump.end], "epsilon")
     one = consistent(noise, noisy, jump.start, alphas[jump.start], "epsilon")
     other = consistent(noise, earlier, jump.end, alphas[jump.end], "epsilon")
-    assert torch.allclose(earlier, add_noise(clean, noise, alphas[jump.end]), atol=1e-5)
+    assert torch.allclose(earlier, add_noise(clean, noise, level_of(alphas[jump.end])), atol=1e-5)
     assert huber_distance(one, other, 1e-3).max() < 1e-4
 
 

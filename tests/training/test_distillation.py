@@ -19,7 +19,8 @@ from diffusemble.training.corpus import encode_corpus
 from diffusemble.training.distillation import consistency_objective, distill
 from diffusemble.training.learner import Learner
 from diffusemble.training.objective import add_noise
-from diffusemble.training.run import Progress, diffusion_of, place
+from diffusemble.training.run import Progress, place
+from diffusemble.training.schedule import diffusion_of
 from tiny import randomised
 from training.small import small_config, small_experts
 from training.test_train import losses, stop_at
@@ -73,11 +74,11 @@ def test_the_loss_is_that_of_three_separate_networks(pictures: Path) -> None:
     student = copy.deepcopy(run.ensemble)
     with run.average.in_place():
         target = copy.deepcopy(run.ensemble)
-    draw = run.chance.draw(9, tuple(run.corpus.latents[[0]].shape[1:]))
-    batch, alphas = run._batch(draw), run.diffusion.alphas
+    draw = run.chance.draw(9, run.corpus.shape)
+    batch, alphas = run._batch(draw), run.diffusion.alpha.square()
     jump = jump_on_grid(batch.timesteps, 1000, 10)
     empty = run.corpus.inputs(draw.indices, torch.ones(len(draw.indices), dtype=torch.bool))
-    noisy = add_noise(batch.latents, batch.noise, alphas[jump.start])
+    noisy = add_noise(batch.latents, batch.noise, run.diffusion.at(jump.start))
     with torch.no_grad():
         wanted = teacher(noisy, jump.start, **batch.inputs).sample
         without = teacher(noisy, jump.start, **empty).sample
@@ -87,7 +88,7 @@ def test_the_loss_is_that_of_three_separate_networks(pictures: Path) -> None:
         aim = consistent(said, earlier, jump.end, alphas[jump.end], "epsilon")
         own = student(noisy, jump.start, **batch.inputs).sample
         found = consistent(own, noisy, jump.start, alphas[jump.start], "epsilon")
-        loss = run.objective(run.ensemble, batch, run.diffusion)
+        loss = run.objective(run.denoise_with(run.ensemble), batch, run.diffusion)
     assert torch.allclose(loss, huber_distance(found, aim, 1e-3), rtol=1e-4)
     assert not torch.allclose(own, teacher(noisy, jump.start, **batch.inputs).sample, atol=1e-3)
 

@@ -22,7 +22,7 @@ def stripes(width: int, height: int) -> Image.Image:
 
 
 def square(data: bytes, size: int, crop: str = "center", seed: int = 0) -> torch.Tensor:
-    return read_square(data, size, crop, torch.Generator().manual_seed(seed))
+    return read_square(data, size, crop, torch.Generator().manual_seed(seed)).pixels
 
 
 def test_the_middle_is_cut_from_a_wide_picture() -> None:

@@ -12,16 +12,16 @@ from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
 from diffusemble.training.corpus import encode_corpus
 from diffusemble.training.learner import Learner
-from diffusemble.training.objective import noise_error
+from diffusemble.training.objective import prediction_error
 from diffusemble.training.rate import rate_at
-from diffusemble.training.run import diffusion_of
+from diffusemble.training.schedule import diffusion_of
 from diffusemble.training.train import build_ensemble
 from training.small import small_config, small_experts
 
 CPU = torch.device("cpu")
 
 
-def learner(experts: tuple[Expert, ...], data: Path, objective: Any = noise_error, **changes: Any) -> Learner:
+def learner(experts: tuple[Expert, ...], data: Path, objective: Any = prediction_error, **changes: Any) -> Learner:
     config = small_config(data, data.parent / "unused", **changes)
     ensemble = build_ensemble(config, experts, CPU)
     corpus = encode_corpus(config.data, config, ensemble, lambda *_: None)
@@ -96,7 +96,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_nothing(pictures: Path) -
 def test_a_broken_loss_stops_before_the_weights_change(
     experts: tuple[Expert, ...], pictures: Path, broken: float
 ) -> None:
-    run = learner(experts, pictures, lambda *given: noise_error(*given) * broken)
+    run = learner(experts, pictures, lambda *given: prediction_error(*given) * broken)
     before = weights(run)
     with pytest.raises(FloatingPointError, match=rf"Step 5 gave a loss of {broken} .* Lower rate \(now 0.01\)"):
         run.advance(5)
@@ -105,7 +105,7 @@ def test_a_broken_loss_stops_before_the_weights_change(
 
 def test_a_broken_gradient_stops_too(experts: tuple[Expert, ...], pictures: Path) -> None:
     def broken_slope(*given: Any) -> torch.Tensor:
-        loss = noise_error(*given)
+        loss = prediction_error(*given)
         return loss + (loss - loss.detach()).sqrt()  # the square root of zero has an infinite slope
 
     with pytest.raises(FloatingPointError, match=r"with a gradient of norm (nan|inf)"):

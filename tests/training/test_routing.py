@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusemble.aggregators.recording import record_attention
 from diffusemble.experts.expert import Expert
 from diffusemble.training.config import ObjectiveConfig
-from diffusemble.training.objective import noise_error
+from diffusemble.training.objective import prediction_error
 from diffusemble.training.routing import (
     divergence_from_mean,
     imbalance,
@@ -94,7 +94,7 @@ def test_terms_are_averaged_over_points_and_weighted() -> None:
 
 def test_without_options_the_objective_is_that_of_the_paper(experts: tuple[Expert, ...], pictures: Path) -> None:
     run = learner(experts, pictures)
-    plain = learner(experts, pictures, noise_error)
+    plain = learner(experts, pictures, prediction_error)
     run.objective = objective_of(run.config.objective, run.ensemble)
     assert [run.advance(step).loss for step in range(2)] == [plain.advance(step).loss for step in range(2)]
 
@@ -106,9 +106,9 @@ def test_gradients_of_the_terms_reach_the_aggregator_alone(
     run = learner(experts, pictures)
     for step in range(2):  # away from the mean, where every term is at its minimum
         run.advance(step)
-    batch = run._batch(run.chance.draw(9, tuple(run.corpus.latents[[0]].shape[1:])))
+    batch = run._batch(run.chance.draw(9, run.corpus.shape))
     with record_attention(run.ensemble, detach=False) as maps:
-        noise_error(run.ensemble, batch, run.diffusion)
+        prediction_error(run.denoise_with(run.ensemble), batch, run.diffusion)
     routing_terms(
         [one for calls in maps.calls for one in calls], ObjectiveConfig.model_validate({term: 1})
     ).sum().backward()
@@ -123,11 +123,11 @@ def test_recorded_maps_are_those_of_the_prediction(experts: tuple[Expert, ...], 
     run = learner(experts, pictures)
     for step in range(2):
         run.advance(step)
-    batch = run._batch(run.chance.draw(9, tuple(run.corpus.latents[[0]].shape[1:])))
+    batch = run._batch(run.chance.draw(9, run.corpus.shape))
     config = ObjectiveConfig.model_validate({term: 0.3})
     with torch.no_grad():
-        found = objective_of(config, run.ensemble)(run.ensemble, batch, run.diffusion)
+        found = objective_of(config, run.ensemble)(run.denoise_with(run.ensemble), batch, run.diffusion)
         with record_attention(run.ensemble) as maps:
-            error = noise_error(run.ensemble, batch, run.diffusion)
+            error = prediction_error(run.denoise_with(run.ensemble), batch, run.diffusion)
         expected = error + 0.3 * torch.stack([TERMS[term](one) for (one,) in maps.calls]).mean(dim=0)
     assert torch.allclose(found, expected, atol=1e-6)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from diffusemble.settings import load_config
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.files import StorageError
 from diffusemble.training.log import read_log
-from diffusemble.training.objective import noise_error
+from diffusemble.training.objective import prediction_error
 from diffusemble.training.rate import rate_at
 from diffusemble.training.train import Progress, train
 from training.small import small_config, small_experts
@@ -78,14 +79,14 @@ def test_before_the_first_step_the_held_out_loss_is_that_of_the_mean(
 ) -> None:
     from diffusemble.training.corpus import encode_corpus
     from diffusemble.training.held_out import HeldOut, held_out_errors
-    from diffusemble.training.run import diffusion_of
+    from diffusemble.training.schedule import diffusion_of
 
     config = small_config(pictures, tmp_path)
     assert config.held_out is not None
     ensemble, diffusion = EnsembleDenoiser(experts, "mean"), diffusion_of(experts, torch.device("cpu"))
     corpus = encode_corpus([config.held_out], config, ensemble, lambda *_: None)
     held_out = HeldOut.choose(corpus, 3, 2, diffusion)
-    errors = held_out_errors(held_out, ensemble, noise_error, diffusion, size=4)
+    errors = held_out_errors(held_out, partial(corpus.family.predict, ensemble), prediction_error, diffusion, size=4)
     assert errors.shape == (3, 2)
     assert read_log(whole)[0]["held_out"] == pytest.approx(errors.mean().item(), rel=1e-5)
 
@@ -216,7 +217,7 @@ def test_a_broken_loss_keeps_the_last_good_checkpoint(
     def breaks(*given: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return noise_error(*given) * (float("nan") if calls == 7 else 1)  # two measurements and four steps were well
+        return prediction_error(*given) * (float("nan") if calls == 7 else 1)  # two measurements, four good steps
 
     with pytest.raises(FloatingPointError, match="Step 4 gave a loss of nan"):
         train(config, experts, objective=breaks)

@@ -53,8 +53,9 @@ class Chance:
         seed: of the run.
         batch: b, samples per step.
         count: samples in the data set.
-        timesteps: those that are drawn, all alike.
+        timesteps: those that are drawn.
         drop: probability that a sample loses its prompt.
+        probabilities: of every point of the schedule, ``[t]``; None: all alike.
     """
 
     seed: int
@@ -62,6 +63,7 @@ class Chance:
     count: int
     timesteps: range
     drop: float
+    probabilities: Tensor | None = None
 
     def draw(self, step: int, shape: tuple[int, ...]) -> Draw:
         """The draw of one step; ``shape`` is that of one sample's latents ``(c, h, w)``."""
@@ -69,7 +71,7 @@ class Chance:
         return Draw(
             indices=self.indices(step),
             dropped=torch.rand(self.batch, generator=generator) < self.drop,
-            timesteps=torch.randint(self.timesteps.start, self.timesteps.stop, (self.batch,), generator=generator),
+            timesteps=self._times(generator),
             noise=torch.randn(self.batch, *shape, generator=generator),
         )
 
@@ -81,6 +83,13 @@ class Chance:
             parts.append(_order(self.seed, epoch, self.count)[start : start + end - position])
             position += len(parts[-1])
         return torch.cat(parts)
+
+    def _times(self, generator: torch.Generator) -> Tensor:
+        first, stop = self.timesteps.start, self.timesteps.stop
+        if self.probabilities is None:
+            return torch.randint(first, stop, (self.batch,), generator=generator)
+        chosen = self.probabilities[first:stop]
+        return first + torch.multinomial(chosen, self.batch, replacement=True, generator=generator)
 
 
 @functools.lru_cache(maxsize=2)

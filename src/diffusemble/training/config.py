@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from diffusemble.config import AggregatorConfig, Prompts, Schema, Seed, Text, Texts, known
-from diffusemble.registry import SCHEDULERS
+from diffusemble.config import AggregatorConfig, Prompts, Scheduler, Schema, Seed, Text, Texts
 from diffusemble.training.loss_config import LevelsConfig, ObjectiveConfig
 
 R = TypeVar("R", bound="RunConfig")
@@ -73,13 +72,8 @@ class SamplesConfig(Schema):
     every: int = Field(default=500, gt=0)
     steps: int = Field(default=50, gt=0)
     guidance: float = Field(default=7.5, ge=0)
-    scheduler: str | None = None
+    scheduler: Scheduler | None = None
     seed: Seed = 0
-
-    @field_validator("scheduler")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        return None if name is None else known(SCHEDULERS, name, "scheduler")
 
 
 class RunConfig(Schema):

@@ -7,18 +7,22 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.experts.folder import quiet
 from diffusemble.training.cache import Cache, Encoded, Rows, Shelf, fingerprint
 from diffusemble.training.chance import generator_of
 from diffusemble.training.config import DataConfig, RunConfig
-from diffusemble.training.data import Picture, Source, open_sources
-from diffusemble.training.images import read_square
+from diffusemble.training.data import open_sources
+from diffusemble.training.families.base import Family, Feeding, Framing, denoiser_of, family_of
+from diffusemble.training.images import Square, read_square
+from diffusemble.training.source import Picture, Source
 
 log = logging.getLogger(__name__)
 
@@ -35,27 +39,33 @@ class Corpus:
 
     Attributes:
         latents: scaled latents, rows of ``[c h w]``.
+        frames: height and width of the files, top and left of the squares, aesthetic scores (or NaN), rows of ``[5]``.
         text: the denoiser's text inputs by name, packed; row 0 is the empty prompt, row i + 1 belongs to latents i.
         size: side of the pictures in pixels.
+        family: how the denoisers are called.
     """
 
     latents: Rows
+    frames: Rows
     text: dict[str, Rows]
     size: int
+    family: Family
 
     def __len__(self) -> int:
         return len(self.latents)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(c, h, w)`` of one sample's latents."""
+        c, h, w = self.latents[[0]].shape[1:]
+        return c, h, w
+
     def inputs(self, indices: Tensor, dropped: Tensor) -> dict[str, Any]:
         """Keyword arguments of the denoiser for samples ``indices [b]``; where ``dropped [b]``, the empty prompt's."""
         rows = torch.where(dropped, 0, indices + 1).tolist()
-        text = {name: table[rows] for name, table in self.text.items()}
-        if "text_embeds" not in text:
-            return text
-        # SDXL also takes original size, corner of the crop, and target size.
-        sizes = torch.tensor([self.size, self.size, 0, 0, self.size, self.size], dtype=torch.float32)
-        added = {"text_embeds": text.pop("text_embeds"), "time_ids": sizes.expand(len(rows), -1)}
-        return {**text, "added_cond_kwargs": added}
+        frames = self.frames[indices.tolist()]
+        framing = Framing(frames[:, :2], frames[:, 2:4], self.size, frames[:, 4], dropped)
+        return self.family.inputs({name: table[rows] for name, table in self.text.items()}, framing)
 
 
 def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: EnsembleDenoiser, report: Report) -> Corpus:
@@ -64,17 +74,42 @@ def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: Ensem
     Pictures that cannot be read are skipped with a warning that names them.
 
     Raises:
-        ValueError: no picture can be read, or the experts have no VAE and text encoders.
+        ValueError: no picture can be read, the experts have no VAE and text encoders, or they do not take what the
+            configuration wants to tell them.
     """
-    pipeline = ensemble.pipeline().to(ensemble.device)
-    pictures = _pictures(open_sources(data), config, pipeline.vae, report)
-    captions = [caption for notes in pictures.notes for caption in notes["captions"]]
-    text = _texts(captions, config, pipeline, report)
-    return Corpus(pictures.rows["latents"], dict(text.rows), config.size)
+    pipeline = ensemble.pipeline()
+    family = family_of(pipeline, Feeding(config.embedded_guidance, config.text_tokens))
+    with _lent(pipeline, ensemble.device):
+        pictures = _pictures(open_sources(data), config, pipeline.vae, report)
+        captions = [caption for notes in pictures.notes for caption in notes["captions"]]
+        text = _texts(captions, config, pipeline, family, report)
+    return Corpus(pictures.rows["latents"], pictures.rows["frames"], dict(text.rows), config.size, family)
+
+
+@contextmanager
+def _lent(pipeline: Any, device: torch.device) -> Iterator[None]:
+    """VAE and text encoders on ``device``, where training has no room for them afterwards; the VAE in float32, because
+    SDXL's overflows in half precision.
+    """
+    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    lent = [part for part in parts if part is not denoiser_of(pipeline)]
+    places, kind = [next(part.parameters()).device for part in lent], pipeline.vae.dtype
+    for part in lent:
+        part.to(device)
+    pipeline.vae.float()
+    try:
+        yield
+    finally:
+        if kind != torch.float32:
+            with quiet():
+                pipeline.vae.to(kind)
+        for part, place in zip(lent, places, strict=True):
+            part.to(place)
 
 
 def _pictures(source: Source, config: RunConfig, vae: Any, report: Report) -> Shelf:
-    settings = f"{config.size} {config.crop} {config.seed if config.crop == 'random' else ''}"
+    place = f"{config.size} {config.crop} {config.seed if config.crop == 'random' else ''}"
+    settings = f"framed {place} {vae.config.scaling_factor} {vae.config.shift_factor}"
     cache = Cache(config.cache_folder, "latents", source.stamp, settings, fingerprint([vae]))
     if not cache.complete:
         number = -1
@@ -96,7 +131,7 @@ def _pictures(source: Source, config: RunConfig, vae: Any, report: Report) -> Sh
 
 
 def _encode_pictures(chunk: Sequence[Picture], first: int, config: RunConfig, vae: Any) -> Encoded:
-    def read(numbered: tuple[int, Picture]) -> Tensor | None:
+    def read(numbered: tuple[int, Picture]) -> Square | None:
         number, picture = numbered
         try:
             generator = generator_of(config.seed, "crop", first + number)
@@ -107,12 +142,16 @@ def _encode_pictures(chunk: Sequence[Picture], first: int, config: RunConfig, va
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         squares = list(pool.map(read, enumerate(chunk)))
-    kept = [square for square in squares if square is not None]
-    notes = {
-        "captions": [p.caption for p, square in zip(chunk, squares, strict=True) if square is not None],
-        "skipped": [p.name for p, square in zip(chunk, squares, strict=True) if square is None],
-    }
-    return Encoded({"latents": _to_latents(kept, vae) if kept else torch.zeros(0)}, notes)
+    kept = [(picture, square) for picture, square in zip(chunk, squares, strict=True) if square is not None]
+    frames = [(*square.original, *square.corner, picture.score) for picture, square in kept]
+    pixels = [square.pixels for _, square in kept]
+    return Encoded(
+        {"latents": _to_latents(pixels, vae) if kept else torch.zeros(0), "frames": torch.tensor(frames)},
+        {
+            "captions": [picture.caption for picture, _ in kept],
+            "skipped": [p.name for p, square in zip(chunk, squares, strict=True) if square is None],
+        },
+    )
 
 
 @torch.no_grad()
@@ -126,33 +165,23 @@ def _to_latents(squares: Sequence[Tensor], vae: Any) -> Tensor:
     return torch.cat(parts).cpu().contiguous()
 
 
-def _texts(captions: Sequence[str], config: RunConfig, pipeline: Any, report: Report) -> Shelf:
+def _texts(captions: Sequence[str], config: RunConfig, pipeline: Any, family: Family, report: Report) -> Shelf:
     encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
     tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
     tokens = [str(tokenizer(["", *captions], truncation=True).input_ids) for tokenizer in tokenizers]
-    cache = Cache(config.cache_folder, "text", type(pipeline).__name__, fingerprint(encoders), *tokens)
+    settings = f"{type(pipeline).__name__} {family.text_settings}"
+    cache = Cache(config.cache_folder, "text", settings, fingerprint(encoders), *tokens)
     if not cache.complete:
         number = 0
         # The empty prompt is shard 0 by itself: guidance may want something else than the encoding of "".
         if not cache.has(0):
-            cache.write(0, Encoded(_encode_text([""], pipeline, empty=True), {}))
+            cache.write(0, Encoded(family.encode(pipeline, [""], empty=True), {}))
         for number, chunk in enumerate(_chunks(captions, SHARD), start=1):
             if not cache.has(number):
-                cache.write(number, Encoded(_encode_text(chunk, pipeline), {}))
+                cache.write(number, Encoded(family.encode(pipeline, chunk), {}))
             report("captions", min(number * SHARD, len(captions)), len(captions))
         cache.finish(number + 1)
     return cache.open()
-
-
-@torch.no_grad()
-def _encode_text(prompts: Sequence[str], pipeline: Any, empty: bool = False) -> dict[str, Tensor]:
-    """Packed embeddings as the pipeline computes them for drawing; of ``empty``, those of the unconditional half."""
-    encoded = pipeline.encode_prompt(
-        prompt=list(prompts), device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=empty
-    )
-    offset = 1 if empty else 0
-    names = ("encoder_hidden_states",) if len(encoded) == 2 else ("encoder_hidden_states", "text_embeds")
-    return {name: encoded[2 * place + offset].cpu().contiguous() for place, name in enumerate(names)}
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

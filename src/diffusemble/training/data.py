@@ -3,49 +3,17 @@
 from __future__ import annotations
 
 import csv
-import functools
 import itertools
 import json
-import logging
-import re
-import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from diffusemble.training.config import DataConfig
-
-log = logging.getLogger(__name__)
+from diffusemble.training.source import TEXT_COLUMNS, Picture, Source, score_of, stamp_of
+from diffusemble.training.webdataset import open_shards
 
 FILE_COLUMNS = ("file_name", "img_path", "image", "path", "file", "filename")
-TEXT_COLUMNS = ("text", "caption", "prompt")
-PICTURE_TYPES = ("jpg", "jpeg", "png", "webp")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One captioned picture that is not read yet; ``name`` is what messages call it."""
-
-    name: str
-    caption: str
-    read: Callable[[], bytes]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set.
-
-    Attributes:
-        stamp: text that changes when the data change (names, captions, sizes, times of change).
-        pictures: starts a new pass over all pictures, always in the same order.
-        total: their number, where it is known before reading.
-    """
-
-    stamp: str
-    pictures: Callable[[], Iterator[Picture]]
-    total: int | None = None
 
 
 def open_sources(configs: Sequence[DataConfig]) -> Source:
@@ -72,7 +40,7 @@ def open_source(config: DataConfig) -> Source:
         ValueError: the folder, file or column does not exist, or no row is left.
     """
     if config.kind == "webdataset":
-        return _webdataset(config)
+        return open_shards(config)
     path = Path(config.path)
     table = _metadata_of(path) if config.kind == "imagefolder" else path
     if not table.is_file():
@@ -87,9 +55,11 @@ def open_source(config: DataConfig) -> Source:
     file_column = _column(rows[0], config.file_column, FILE_COLUMNS, "file_column", table)
     text_column = _column(rows[0], config.text_column, TEXT_COLUMNS, "text_column", table)
     root = Path(config.root) if config.root is not None else table.parent
-    pairs = [(root / _cell(row, file_column, table), str(_cell(row, text_column, table))) for row in rows]
-    stamp = json.dumps([(str(file.resolve()), text, *_stamp(file)) for file, text in pairs])
-    return Source(stamp, lambda: (Picture(str(file), text, file.read_bytes) for file, text in pairs), len(pairs))
+    files = [root / _cell(row, file_column, table) for row in rows]
+    texts = [str(_cell(row, text_column, table)) for row in rows]
+    found = list(zip(files, texts, [score_of(row, config.score_column, table) for row in rows], strict=True))
+    stamp = json.dumps([(str(file.resolve()), text, score, *stamp_of(file)) for file, text, score in found])
+    return Source(stamp, lambda: (Picture(str(file), text, file.read_bytes, s) for file, text, s in found), len(found))
 
 
 def read_rows(table: Path) -> list[dict[str, Any]]:
@@ -152,94 +122,3 @@ def _chosen(row: Mapping[str, Any], where: Mapping[str, Sequence[str]], table: P
 
 def _wanted(where: Mapping[str, Sequence[str]]) -> str:
     return ", ".join(f"{column}: {' or '.join(values)}" for column, values in where.items())
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    try:
-        status = file.stat()
-    except OSError:
-        return (0, 0)  # a missing file is skipped, and named, when it is read
-    return status.st_size, status.st_mtime_ns
-
-
-# -- webdataset: consecutive members of a .tar with one base name are one sample ---------------------------------------
-
-
-def _webdataset(config: DataConfig) -> Source:
-    if config.where or config.root or config.file_column:
-        raise ValueError("Webdataset shards hold pictures and captions alone: leave out data.where, root, file_column.")
-    shards = _shards(config.path)
-    stamp = json.dumps([(shard, *_stamp(Path(shard))) for shard in shards])
-    return Source(stamp, lambda: _stream(shards, config.text_column))
-
-
-def _shards(path: str) -> list[str]:
-    found = sorted(map(str, Path(path).glob("*.tar"))) if Path(path).is_dir() else expand_braces(path)
-    missing = [shard for shard in found if "://" not in shard and not Path(shard).is_file()]
-    if not found or missing:
-        problem = f"{missing[0]} does not exist" if missing else f"{path} has none"
-        raise ValueError(
-            f"Webdataset needs .tar shards; {problem}. Give a folder of .tar files, one file or address, or a pattern "
-            f"such as 'shards/{{000..009}}.tar'."
-        )
-    return found
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """``"a{08..10}.tar"`` to ``["a08.tar", "a09.tar", "a10.tar"]``."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if match is None:
-        return [pattern]
-    first, last = match.groups()
-    numbers = range(int(first), int(last) + 1)
-    return [
-        rest
-        for number in numbers
-        for rest in expand_braces(f"{pattern[: match.start()]}{number:0{len(first)}d}{pattern[match.end() :]}")
-    ]
-
-
-def _stream(shards: Sequence[str], text_column: str | None) -> Iterator[Picture]:
-    for shard in shards:
-        try:
-            for key, sample in _samples(shard):
-                kind = next((kind for kind in PICTURE_TYPES if kind in sample), None)
-                caption = _caption_of(sample, text_column)
-                if kind is None or caption is None:
-                    kinds = ", ".join(PICTURE_TYPES)
-                    log.warning("Skipped %s:%s: a sample needs a picture (%s) and a .txt or .json.", shard, key, kinds)
-                else:
-                    yield Picture(f"{shard}:{key}.{kind}", caption, functools.partial(bytes, sample[kind]))
-        except (tarfile.TarError, OSError) as error:
-            log.warning("Skipped the rest of the shard %s: %s", shard, error)
-
-
-def _samples(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Base name and files by ending of every sample, read from front to end as the bytes come."""
-    key, sample = "", dict[str, bytes]()
-    stream: Any = urlopen(shard) if "://" in shard else Path(shard).open("rb")  # noqa: SIM115 (closed below)
-    with stream as opened, tarfile.open(fileobj=opened, mode="r|*") as archive:
-        for member in archive:
-            folder, _, name = member.name.rpartition("/")
-            stem, _, ending = name.partition(".")
-            content = archive.extractfile(member)
-            if content is None:
-                continue
-            if f"{folder}/{stem}" != key and sample:
-                yield key.lstrip("/"), sample
-                sample = {}
-            key = f"{folder}/{stem}"
-            sample[ending.lower()] = content.read()
-    if sample:
-        yield key.lstrip("/"), sample
-
-
-def _caption_of(sample: Mapping[str, bytes], text_column: str | None) -> str | None:
-    if "txt" in sample and text_column is None:
-        return sample["txt"].decode("utf-8", errors="replace").strip()
-    try:
-        fields = json.loads(sample.get("json", b"{}"))
-    except ValueError:
-        return None
-    found = (fields.get(name) for name in (TEXT_COLUMNS if text_column is None else (text_column,)))
-    return next((str(text) for text in found if text is not None), None)

@@ -8,7 +8,7 @@ accelerate launch -m diffusemble.training.distillation config.yaml [key=value]..
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from diffusemble.training.chance import seed_of
 from diffusemble.training.config import DistillConfig
 from diffusemble.training.consistency import consistent, guided, huber_distance, jump_on_grid, solver_step
 from diffusemble.training.learner import Learner
-from diffusemble.training.objective import Batch, Diffusion, Objective, add_noise
+from diffusemble.training.objective import Batch, Denoise, Diffusion, Objective, add_noise
 from diffusemble.training.run import Callback, Lesson, launch, place, run
 
 
@@ -65,23 +65,24 @@ def consistency_objective(learner: Learner, config: DistillConfig) -> Objective:
 
     The teacher is what the learner's weights are now; the target network is the learner's moving average.
     """
-    ensemble = learner.ensemble
+    _refuse_others(learner.diffusion)
+    ensemble = learner.denoise_with(learner.ensemble)
     teacher = WeightAverage(learner.weights, decay=1)
     empty = learner.corpus.inputs(torch.tensor([0]), torch.tensor([True]))
 
     def target(noisy: Tensor, start: Tensor, end: Tensor, batch: Batch, diffusion: Diffusion) -> Tensor:
-        alphas, ends, kind = diffusion.alphas[start], diffusion.alphas[end], diffusion.prediction_type
+        alphas, ends, kind = _cumulative(diffusion, start), _cumulative(diffusion, end), diffusion.prediction_type
         with teacher.in_place():
             wanted = _predict(ensemble, noisy, start, batch.inputs)
-            without = _predict(ensemble, noisy, start, _expand(empty, noisy))
+            without = _predict(ensemble, noisy, start, _without(empty, batch.inputs))
         earlier = solver_step(guided(wanted, without, config.guidance), noisy, alphas, ends, kind)
         with learner.average.in_place() if learner.average else nullcontext():
             return consistent(_predict(ensemble, earlier, end, batch.inputs), earlier, end, ends, kind)
 
-    def objective(denoise: Callable[..., Any], batch: Batch, diffusion: Diffusion) -> Tensor:
-        jump = jump_on_grid(batch.timesteps, len(diffusion.alphas), config.grid)
-        alphas = diffusion.alphas[jump.start]
-        noisy = add_noise(batch.latents, batch.noise, alphas)
+    def objective(denoise: Denoise, batch: Batch, diffusion: Diffusion) -> Tensor:
+        jump = jump_on_grid(batch.timesteps, len(diffusion), config.grid)
+        alphas = _cumulative(diffusion, jump.start)
+        noisy = add_noise(batch.latents, batch.noise, diffusion.at(jump.start))
         with torch.no_grad():  # first: it changes the weights in place, which no gradient may have to go through
             aim = target(noisy, jump.start, jump.end, batch, diffusion)
         said = _predict(denoise, noisy, jump.start, batch.inputs)
@@ -91,17 +92,32 @@ def consistency_objective(learner: Learner, config: DistillConfig) -> Objective:
     return objective
 
 
-def _predict(denoise: Callable[..., Any], noisy: Tensor, timesteps: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    prediction: Tensor = denoise(noisy, timesteps, **inputs, return_dict=False)[0].float()
-    return prediction
+def _predict(denoise: Denoise, noisy: Tensor, timesteps: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    return denoise(noisy, timesteps, inputs).float()
 
 
-def _expand(inputs: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
-    """One sample's inputs for a whole batch."""
+def _cumulative(diffusion: Diffusion, timesteps: Tensor) -> Tensor:
+    """ᾱ of the timesteps."""
+    return diffusion.at(timesteps).alpha.square()
+
+
+def _refuse_others(diffusion: Diffusion) -> None:
+    if diffusion.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"Latent consistency distillation steps along a diffusion, by predicted noise or velocity; these experts "
+            f"predict {diffusion.prediction_type!r}. Distil ensembles of SD 1.x, SD 2.x or SDXL, or train with "
+            f"`diffusemble train` and draw in more steps."
+        )
+
+
+def _without(empty: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of a batch with the empty prompt's row in the place of each text; sizes stay each sample's own."""
     return {
-        name: _expand(value, like)
+        name: value
+        if name == "time_ids"
+        else _without(empty[name], value)
         if isinstance(value, Mapping)
-        else value.to(like.device).expand(len(like), *value.shape[1:])
+        else empty[name].to(value.device).expand_as(value)
         for name, value in inputs.items()
     }
 

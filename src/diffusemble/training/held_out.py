@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +10,8 @@ from torch import Tensor
 
 from diffusemble.training.chance import generator_of
 from diffusemble.training.corpus import Corpus
-from diffusemble.training.objective import Batch, Diffusion, Objective, bucket_times
+from diffusemble.training.levels import bucket_times
+from diffusemble.training.objective import Batch, Denoise, Diffusion, Objective
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class HeldOut:
         """``count`` pictures at even distances; their timesteps and noise depend on nothing else."""
         count = min(count, len(corpus))
         picked = torch.arange(count) * len(corpus) // count
-        times = bucket_times(count, buckets, len(diffusion.alphas), generator_of("held-out times"))
+        times = bucket_times(count, buckets, len(diffusion), generator_of("held-out times"))
         return cls(corpus, picked, times)
 
     def batches(self, size: int) -> list[Tensor]:
@@ -52,11 +51,11 @@ class HeldOut:
 
 @torch.no_grad()
 def held_out_errors(
-    held_out: HeldOut, denoise: Callable[..., Any], objective: Objective, diffusion: Diffusion, size: int = 32
+    held_out: HeldOut, denoise: Denoise, objective: Objective, diffusion: Diffusion, size: int = 32
 ) -> Float[Tensor, "n k"]:
     """Loss of every held-out picture in every bucket of timesteps."""
     errors = torch.zeros(held_out.timesteps.numel())
     for numbers in held_out.batches(size):
-        batch = held_out.batch(numbers, diffusion.alphas.device)
+        batch = held_out.batch(numbers, diffusion.device)
         errors[numbers] = objective(denoise, batch, diffusion).float().cpu()
     return errors.view_as(held_out.timesteps)

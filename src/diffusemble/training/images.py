@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,22 @@ from torch import Tensor
 Crop = Literal["center", "random"]
 
 
-def read_square(data: bytes, size: int, crop: Crop, generator: torch.Generator) -> Float[Tensor, "3 h w"]:
+@dataclass(frozen=True)
+class Square:
+    """A square cut from a picture.
+
+    Attributes:
+        pixels: ``[3 h w]`` in [-1, 1], the range VAEs take.
+        original: height and width of the picture, upright.
+        corner: top and left of the square in the scaled picture.
+    """
+
+    pixels: Float[Tensor, "3 h w"]
+    original: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def read_square(data: bytes, size: int, crop: Crop, generator: torch.Generator) -> Square:
     """Decode, turn upright, scale the shorter side to ``size`` and cut a square.
 
     Args:
@@ -22,9 +38,6 @@ def read_square(data: bytes, size: int, crop: Crop, generator: torch.Generator) 
         size: side of the square in pixels.
         crop: cut from the middle, or from a place that ``generator`` draws.
         generator: randomness of the crop.
-
-    Returns:
-        The square in [-1, 1], the range VAEs take.
 
     Raises:
         OSError: the bytes are no picture, or a damaged one.
@@ -36,10 +49,11 @@ def read_square(data: bytes, size: int, crop: Crop, generator: torch.Generator) 
         raise OSError(str(error)) from error
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
+    original = (picture.height, picture.width)
     picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     left, top = _corner(width - size, height - size, crop, generator)
     pixels = torch.from_numpy(np.array(picture.crop((left, top, left + size, top + size))))
-    return pixels.permute(2, 0, 1).float() / 127.5 - 1
+    return Square(pixels.permute(2, 0, 1).float() / 127.5 - 1, original, (top, left))
 
 
 def _corner(free_x: int, free_y: int, crop: Crop, generator: torch.Generator) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from diffusemble.training.average import WeightAverage
 from diffusemble.training.chance import Chance, Draw, seed_of
 from diffusemble.training.config import RunConfig
 from diffusemble.training.corpus import Corpus
-from diffusemble.training.objective import Batch, Diffusion, Objective
+from diffusemble.training.levels import probabilities
+from diffusemble.training.objective import Batch, Denoise, Diffusion, Objective
 from diffusemble.training.rate import rate_at
 
 
@@ -71,8 +73,8 @@ class Learner:
                 f"another, such as 'sabw'."
             )
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.rate, weight_decay=config.weight_decay)
-        times = _timesteps(config, len(diffusion.alphas))
-        self.chance = Chance(config.seed, config.batch, len(corpus), times, config.drop_prompt)
+        times, odds = _timesteps(config, len(diffusion)), probabilities(config.levels, diffusion)
+        self.chance = Chance(config.seed, config.batch, len(corpus), times, config.drop_prompt, odds)
         self.average = WeightAverage(self.weights, config.ema) if config.ema else None
         self.objective = teach(self)
         self.model: nn.Module = accelerator.prepare_model(ensemble.train())
@@ -86,7 +88,7 @@ class Learner:
         """
         process = self.accelerator.process_index
         torch.manual_seed(seed_of(self.config.seed, "layers", step, process))  # for aggregators that draw themselves
-        draw = self.chance.draw(step, tuple(self.corpus.latents[[0]].shape[1:]))
+        draw = self.chance.draw(step, self.corpus.shape)
         loss = torch.zeros((), device=self.accelerator.device)
         for number in range(self.config.accumulate):
             part = draw.part(process * self.config.accumulate + number, self.parts)
@@ -102,6 +104,10 @@ class Learner:
         if self.average is not None:
             self.average.update()
         return Taken(mean, norm, rate)
+
+    def denoise_with(self, model: nn.Module) -> Denoise:
+        """What objectives call: a denoiser, called as the experts' family is."""
+        return partial(self.corpus.family.predict, model)
 
     @contextmanager
     def shown(self) -> Iterator[EnsembleDenoiser]:
@@ -146,7 +152,7 @@ class Learner:
     def _backward(self, batch: Batch, last: bool) -> Tensor:
         # Processes exchange gradients only with the last part of a step.
         with nullcontext() if last else self.accelerator.no_sync(self.model):
-            loss = self.objective(self.model, batch, self.diffusion).mean() / self.config.accumulate
+            loss = self.objective(self.denoise_with(self.model), batch, self.diffusion).mean() / self.config.accumulate
             self.accelerator.backward(loss)
         return loss.detach()
 

@@ -16,7 +16,7 @@ and predict one of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,8 +90,8 @@ class Diffusion:
 
     def to(self, device: torch.device) -> Diffusion:
         """The same process on ``device``."""
-        tables = (table.to(device) for table in (self.alpha, self.sigma, self.times))
-        return Diffusion(*tables, self.prediction_type, self.shift)
+        tables = {name: getattr(self, name).to(device) for name in ("alpha", "sigma", "times")}
+        return replace(self, **tables)
 
     def at(self, timesteps: Int[Tensor, " b"]) -> Level:
         """The level at points of the schedule, counted from 0."""
@@ -122,7 +122,7 @@ class Batch:
 
 
 Denoise = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]
-"""``denoise(x_t [b c h w], times [b], inputs) -> prediction [b c h w]``: the ensemble, called as its family wants it."""
+"""``denoise(x_t [b c h w], times [b], inputs) -> prediction [b c h w]``: the ensemble, called as its family is."""
 
 Objective = Callable[[Denoise, Batch, Diffusion], Tensor]
 """An objective takes the ensemble, a batch and the forward process, and gives one loss per sample ``[b]``."""

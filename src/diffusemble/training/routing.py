@@ -7,8 +7,7 @@ equal shares, and its gradient reaches the aggregator through the maps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from diffusemble.aggregators.recording import Recorded, record_attention
 from diffusemble.training.config import ObjectiveConfig
-from diffusemble.training.objective import Batch, Diffusion, Objective, error_weights, noise_error
+from diffusemble.training.objective import Batch, Denoise, Diffusion, Objective, prediction_error
+from diffusemble.training.weighting import error_weights
 
 _TINY = 1e-30  # inside logarithms: x log x must be 0 at 0, and -log 0 finite
 
@@ -59,12 +59,12 @@ def routing_terms(maps: Sequence[Tensor], config: ObjectiveConfig) -> Float[Tens
 def objective_of(config: ObjectiveConfig, ensemble: Recorded) -> Objective:
     """The objective that ``config`` describes: the weighted error, and terms on the maps of ``ensemble``."""
 
-    def errors(denoise: Callable[..., Any], batch: Batch, diffusion: Diffusion) -> Tensor:
-        alphas = diffusion.alphas[batch.timesteps]
-        weights = error_weights(config.error, diffusion.prediction_type, alphas, config.gamma)
-        return weights * noise_error(denoise, batch, diffusion)
+    def errors(denoise: Denoise, batch: Batch, diffusion: Diffusion) -> Tensor:
+        level = diffusion.at(batch.timesteps)
+        weights = error_weights(config.error, diffusion.prediction_type, level, config.gamma)
+        return weights * prediction_error(denoise, batch, diffusion)
 
-    def penalised(denoise: Callable[..., Any], batch: Batch, diffusion: Diffusion) -> Tensor:
+    def penalised(denoise: Denoise, batch: Batch, diffusion: Diffusion) -> Tensor:
         with record_attention(ensemble, detach=False) as recorded:
             found = errors(denoise, batch, diffusion)
         return found + routing_terms([one for calls in recorded.calls for one in calls], config)

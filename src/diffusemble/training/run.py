@@ -15,15 +15,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import InitProcessGroupKwargs
-from diffusers import DDPMScheduler
 
 from diffusemble.ensemble import EnsembleDenoiser
-from diffusemble.experts.expert import Expert
 from diffusemble.settings import load_config
 from diffusemble.training.config import RunConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
 from diffusemble.training.learner import Learner
-from diffusemble.training.objective import Diffusion, Objective
+from diffusemble.training.objective import Objective
+from diffusemble.training.schedule import diffusion_of
 from diffusemble.training.watch import Watch, identity_of
 
 
@@ -46,16 +45,7 @@ class Progress:
     loss: float | None = None
 
 
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SCHEDULE = {
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-}
-
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 C = TypeVar("C", bound=RunConfig)
 Callback = Callable[[Progress], None]
 
@@ -88,9 +78,10 @@ def run(config: RunConfig, lesson: Lesson, progress: Callback | None = None) -> 
     tell = progress or (lambda _: None)
     with torch.random.fork_rng(devices=[]), _accelerator(config) as accelerator:
         ensemble = lesson.build(accelerator.device)
-        diffusion = diffusion_of(ensemble.experts, accelerator.device)
         with accelerator.main_process_first():
             corpus, held_out = _encode(config, ensemble, tell)
+        tokens = corpus.family.image_tokens(*corpus.shape[1:])
+        diffusion = diffusion_of(ensemble.experts, accelerator.device, tokens)
         learner = Learner(config, ensemble, accelerator, corpus, diffusion, lesson.teach)
         identity = {**identity_of(config, ensemble.experts, corpus), **lesson.identity}
         watch = Watch(learner, held_out, identity, lesson.measured or learner.objective)
@@ -112,30 +103,13 @@ def place(ensemble: EnsembleDenoiser, config: RunConfig, device: torch.device) -
     """The ensemble on ``device``: frozen weights in the type of the precision, and what learns in float32."""
     # Convolutions are a third faster forwards with their channels last, also on CPUs.
     ensemble.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ensemble.denoisers.to(dtype=_TYPES[config.precision])
+    ensemble.denoisers.to(dtype=TYPES[config.precision])
     for weight in ensemble.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
     if config.gradient_checkpointing:
         ensemble.enable_gradient_checkpointing()
     return ensemble
-
-
-def diffusion_of(experts: Sequence[Expert], device: torch.device) -> Diffusion:
-    """The DDPM forward process that the experts' scheduler describes.
-
-    Raises:
-        ValueError: the experts come without a scheduler, or predict neither noise nor velocity.
-    """
-    scheduler = experts[0].components.get("scheduler")
-    if scheduler is None:
-        raise ValueError(
-            f"Training needs the noise schedule of the experts, but {experts[0].name!r} comes without a scheduler. "
-            f"Load whole pipelines with load_experts([...])."
-        )
-    known = {key: value for key, value in scheduler.config.items() if key in _SCHEDULE}
-    alphas = DDPMScheduler(**known).alphas_cumprod.float().to(device)
-    return Diffusion(alphas, scheduler.config.get("prediction_type", "epsilon"))
 
 
 def _encode(config: RunConfig, ensemble: EnsembleDenoiser, tell: Callback) -> tuple[Corpus, Corpus | None]:

@@ -14,9 +14,11 @@ from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.expert import Expert
 from diffusemble.training.chance import seed_of
 from diffusemble.training.config import TrainConfig
-from diffusemble.training.objective import Objective, noise_error
+from diffusemble.training.learner import Learner
+from diffusemble.training.objective import Objective, prediction_error
 from diffusemble.training.routing import objective_of
-from diffusemble.training.run import Callback, Lesson, Progress, launch, place, run
+from diffusemble.training.run import TYPES, Callback, Lesson, Progress, launch, place, run
+from diffusemble.training.weighting import check_error
 
 __all__ = ["Progress", "build_ensemble", "train"]
 
@@ -45,10 +47,15 @@ def train(
     """
     lesson = Lesson(
         build=lambda device: build_ensemble(config, experts, device),
-        teach=lambda learner: objective or objective_of(config.objective, learner.ensemble),
-        measured=objective or noise_error,  # without weights and terms, so that runs compare
+        teach=lambda learner: objective or _objective(config, learner),
+        measured=objective or prediction_error,  # without weights and terms, so that runs compare
     )
     return run(config, lesson, progress)
+
+
+def _objective(config: TrainConfig, learner: Learner) -> Objective:
+    check_error(config.objective.error, learner.diffusion, learner.chance.timesteps)
+    return objective_of(config.objective, learner.ensemble)
 
 
 def build_ensemble(config: TrainConfig, experts: Sequence[Expert] | None, device: torch.device) -> EnsembleDenoiser:
@@ -56,7 +63,7 @@ def build_ensemble(config: TrainConfig, experts: Sequence[Expert] | None, device
     if experts is None:
         from diffusemble.experts.load import load_experts
 
-        experts = load_experts(config.experts, base=config.base)
+        experts = load_experts(config.experts, base=config.base, dtype=TYPES[config.precision])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "weights"))
         aggregator = build_aggregator(

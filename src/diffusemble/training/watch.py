@@ -18,7 +18,7 @@ from diffusemble.training.files import remove_partial, replace_file
 from diffusemble.training.held_out import HeldOut, held_out_errors
 from diffusemble.training.learner import Learner, Taken
 from diffusemble.training.log import RunLog
-from diffusemble.training.objective import Objective, noise_error
+from diffusemble.training.objective import Objective, prediction_error
 from diffusemble.training.sheets import draw_sheet
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Watch:
     """
 
     def __init__(
-        self, learner: Learner, corpus: Corpus | None, identity: dict[str, Any], measured: Objective = noise_error
+        self, learner: Learner, corpus: Corpus | None, identity: dict[str, Any], measured: Objective = prediction_error
     ) -> None:
         self.learner, self.config, self.identity = learner, learner.config, identity
         self.measured = measured
@@ -124,7 +124,8 @@ class Watch:
             return
         learner = self.learner
         with learner.shown() as ensemble:
-            errors = held_out_errors(self.held_out, ensemble, self.measured, learner.diffusion)
+            denoise = learner.denoise_with(ensemble)
+            errors = held_out_errors(self.held_out, denoise, self.measured, learner.diffusion)
             loss = float(broadcast(errors.mean().to(learner.accelerator.device)))  # all processes stop together
             if self.main and loss < self.best:
                 export(ensemble, self.folder / "best")

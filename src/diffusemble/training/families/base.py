@@ -1,0 +1,124 @@
+"""One contract around the families of denoisers: how captions and pictures become the arguments of their call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffusemble.registry import FAMILIES, lookup
+
+Text = Mapping[str, Tensor]
+"""Encoded captions: the denoiser's text arguments by name, packed, a row each."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """What is known of pictures beside what they show.
+
+    Attributes:
+        original: height and width of the files, ``[b 2]``.
+        corner: top and left of the square in the scaled picture, ``[b 2]``.
+        size: side of the square.
+        score: how beautiful they are, from 1 to 10, ``[b]``; NaN where nobody has said.
+        dropped: whose prompt is dropped, ``[b]``, bool.
+    """
+
+    original: Tensor
+    corner: Tensor
+    size: int
+    score: Tensor
+    dropped: Tensor
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """What a run may choose.
+
+    Attributes:
+        guidance: scale that guidance-distilled denoisers are told; None: 1.
+        text_tokens: length of a prompt in T5's tokens; None: the pipeline's own.
+    """
+
+    guidance: float | None = None
+    text_tokens: int | None = None
+
+
+class Family(Protocol):
+    """Denoisers of one architecture.
+
+    Attributes:
+        text_settings: what else than encoders and captions decides the encoded text, for the key of a cache.
+    """
+
+    text_settings: str
+
+    def encode(self, pipeline: Any, prompts: Sequence[str], empty: bool = False) -> dict[str, Tensor]:
+        """Text as the pipeline encodes it for drawing; of ``empty``, that of the half without a prompt."""
+        ...
+
+    def inputs(self, text: Text, framing: Framing) -> dict[str, Any]:
+        """Every argument of the denoiser beside noisy latents and time."""
+        ...
+
+    def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Call the denoiser with ``noisy [b c h w]`` at ``times [b]``, from 0 to 1000; its prediction ``[b c h w]``."""
+        ...
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """Length of the sequence that latents of this size are for the denoiser."""
+        ...
+
+
+def family_of(pipeline: Any, feeding: Feeding = Feeding()) -> Family:
+    """The family of a pipeline's denoiser, which may be an ensemble.
+
+    Raises:
+        ValueError: nothing is known of its class, or it does not take what ``feeding`` chooses.
+    """
+    denoiser = denoiser_of(pipeline)
+    denoisers = getattr(denoiser, "denoisers", None)
+    one = denoiser if denoisers is None else denoisers[0]
+    build = lookup(FAMILIES, type(one).__name__, "denoiser class that training can feed")
+    family: Family = build(pipeline, one, feeding)
+    return family
+
+
+def denoiser_of(pipeline: Any) -> Any:
+    """The denoiser of a pipeline, by whichever name it has there."""
+    return pipeline.unet if getattr(pipeline, "unet", None) is not None else pipeline.transformer
+
+
+@torch.no_grad()
+def encode_halves(pipeline: Any, names: Sequence[str], empty: bool, **arguments: Any) -> dict[str, Tensor]:
+    """Text of pipelines that encode prompt and negative prompt together: by ``names``, each a pair of the two."""
+    encoded = pipeline.encode_prompt(
+        device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=empty, **arguments
+    )
+    pairs = zip(names, encoded[empty::2], strict=True)
+    return {name: tensor.cpu().contiguous() for name, tensor in pairs}
+
+
+def refuse_choices(feeding: Feeding, guidance: bool, text_tokens: bool) -> None:
+    """Refuse what a denoiser cannot be told.
+
+    Args:
+        feeding: the choices of the run.
+        guidance, text_tokens: whether the denoiser takes each.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    if feeding.guidance is not None and not guidance:
+        raise ValueError(
+            f"embedded_guidance is for experts that are told a guidance scale (FLUX.1 dev), and these have no weights "
+            f"for it; got {feeding.guidance:g}. Leave it out; guidance by a second pass belongs to drawing."
+        )
+    if feeding.text_tokens is not None and not text_tokens:
+        raise ValueError(
+            f"text_tokens is the length of prompts for T5 (FLUX, SD3), and these experts read CLIP alone, whose length "
+            f"is fixed; got {feeding.text_tokens}. Leave it out."
+        )

@@ -1,0 +1,45 @@
+"""Stable Diffusion 3 and 3.5: two CLIP encoders, and T5 where it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from diffusemble.training.families.base import Feeding, Framing, Text, encode_halves, refuse_choices
+
+
+class SD3Family:
+    """Joint text of three encoders and the pooled text of two; without T5 its tokens are zero.
+
+    Args:
+        pipeline: of the denoiser.
+        denoiser: an ``SD3Transformer2DModel``.
+        feeding: choices of the run.
+    """
+
+    def __init__(self, pipeline: Any, denoiser: Any, feeding: Feeding) -> None:
+        refuse_choices(feeding, guidance=False, text_tokens=True)
+        self._patch = denoiser.config.patch_size
+        self._length = {} if feeding.text_tokens is None else {"max_sequence_length": feeding.text_tokens}
+        self.text_settings = f"tokens {feeding.text_tokens} T5 {pipeline.text_encoder_3 is not None}"
+
+    def encode(self, pipeline: Any, prompts: Sequence[str], empty: bool = False) -> dict[str, Tensor]:
+        """``encoder_hidden_states`` and ``pooled_projections``."""
+        names = ("encoder_hidden_states", "pooled_projections")
+        given = {"prompt": list(prompts), "prompt_2": None, "prompt_3": None, **self._length}
+        return encode_halves(pipeline, names, empty, **given)
+
+    def inputs(self, text: Text, framing: Framing) -> dict[str, Any]:
+        """The text alone."""
+        return dict(text)
+
+    def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """The denoiser's output."""
+        prediction: Tensor = denoiser(hidden_states=noisy, timestep=times, **inputs, return_dict=False)[0]
+        return prediction
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """One for every patch."""
+        return (height // self._patch) * (width // self._patch)
