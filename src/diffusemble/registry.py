@@ -47,10 +47,10 @@ BLOCKS: Mapping[str, Entry] = {
     "SD3Transformer2DModel": Entry("diffusemble.blocks.sd3:SD3Blocks", "SD 3, SD 3.5"),
 }
 
-FAMILIES: Mapping[str, Entry] = {
-    "UNet2DConditionModel": Entry("diffusemble.training.families.unet:UNetFamily", "SD 1.x, SD 2.x, SDXL"),
-    "SD3Transformer2DModel": Entry("diffusemble.training.families.sd3:SD3Family", "SD 3, SD 3.5"),
-    "FluxTransformer2DModel": Entry("diffusemble.training.families.flux:FluxFamily", "FLUX.1"),
+FEEDS: Mapping[str, Entry] = {
+    "UNet2DConditionModel": Entry("diffusemble.training.feeds.unet:UNetFeed", "SD 1.x, SD 2.x, SDXL"),
+    "SD3Transformer2DModel": Entry("diffusemble.training.feeds.sd3:SD3Feed", "SD 3, SD 3.5"),
+    "FluxTransformer2DModel": Entry("diffusemble.training.feeds.flux:FluxFeed", "FLUX.1"),
 }
 
 FAMILIES: Mapping[str, Entry] = {

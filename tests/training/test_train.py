@@ -86,7 +86,7 @@ def test_before_the_first_step_the_held_out_loss_is_that_of_the_mean(
     ensemble, diffusion = EnsembleDenoiser(experts, "mean"), diffusion_of(experts, torch.device("cpu"))
     corpus = encode_corpus([config.held_out], config, ensemble, lambda *_: None)
     held_out = HeldOut.choose(corpus, 3, 2, diffusion)
-    errors = held_out_errors(held_out, partial(corpus.family.predict, ensemble), prediction_error, diffusion, size=4)
+    errors = held_out_errors(held_out, partial(corpus.feed.predict, ensemble), prediction_error, diffusion, size=4)
     assert errors.shape == (3, 2)
     assert read_log(whole)[0]["held_out"] == pytest.approx(errors.mean().item(), rel=1e-5)
 

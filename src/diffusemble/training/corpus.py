@@ -20,7 +20,7 @@ from diffusemble.training.cache import Cache, Encoded, Rows, Shelf, fingerprint
 from diffusemble.training.chance import generator_of
 from diffusemble.training.config import DataConfig, RunConfig
 from diffusemble.training.data import open_sources
-from diffusemble.training.families.base import Family, Feeding, Framing, denoiser_of, family_of
+from diffusemble.training.feeds.base import Feed, Choices, Framing, denoiser_of, feed_of
 from diffusemble.training.images import Square, read_square
 from diffusemble.training.source import Picture, Source
 
@@ -42,14 +42,14 @@ class Corpus:
         frames: height and width of the files, top and left of the squares, aesthetic scores (or NaN), rows of ``[5]``.
         text: the denoiser's text inputs by name, packed; row 0 is the empty prompt, row i + 1 belongs to latents i.
         size: side of the pictures in pixels.
-        family: how the denoisers are called.
+        feed: how the denoisers are called.
     """
 
     latents: Rows
     frames: Rows
     text: dict[str, Rows]
     size: int
-    family: Family
+    feed: Feed
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -65,7 +65,7 @@ class Corpus:
         rows = torch.where(dropped, 0, indices + 1).tolist()
         frames = self.frames[indices.tolist()]
         framing = Framing(frames[:, :2], frames[:, 2:4], self.size, frames[:, 4], dropped)
-        return self.family.inputs({name: table[rows] for name, table in self.text.items()}, framing)
+        return self.feed.inputs({name: table[rows] for name, table in self.text.items()}, framing)
 
 
 def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: EnsembleDenoiser, report: Report) -> Corpus:
@@ -78,12 +78,12 @@ def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: Ensem
             configuration wants to tell them.
     """
     pipeline = ensemble.pipeline()
-    family = family_of(pipeline, Feeding(config.embedded_guidance, config.text_tokens))
+    feed = feed_of(pipeline, Choices(config.embedded_guidance, config.text_tokens))
     with _lent(pipeline, ensemble.device):
         pictures = _pictures(open_sources(data), config, pipeline.vae, report)
         captions = [caption for notes in pictures.notes for caption in notes["captions"]]
-        text = _texts(captions, config, pipeline, family, report)
-    return Corpus(pictures.rows["latents"], pictures.rows["frames"], dict(text.rows), config.size, family)
+        text = _texts(captions, config, pipeline, feed, report)
+    return Corpus(pictures.rows["latents"], pictures.rows["frames"], dict(text.rows), config.size, feed)
 
 
 @contextmanager
@@ -165,20 +165,20 @@ def _to_latents(squares: Sequence[Tensor], vae: Any) -> Tensor:
     return torch.cat(parts).cpu().contiguous()
 
 
-def _texts(captions: Sequence[str], config: RunConfig, pipeline: Any, family: Family, report: Report) -> Shelf:
+def _texts(captions: Sequence[str], config: RunConfig, pipeline: Any, feed: Feed, report: Report) -> Shelf:
     encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
     tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
     tokens = [str(tokenizer(["", *captions], truncation=True).input_ids) for tokenizer in tokenizers]
-    settings = f"{type(pipeline).__name__} {family.text_settings}"
+    settings = f"{type(pipeline).__name__} {feed.text_settings}"
     cache = Cache(config.cache_folder, "text", settings, fingerprint(encoders), *tokens)
     if not cache.complete:
         number = 0
         # The empty prompt is shard 0 by itself: guidance may want something else than the encoding of "".
         if not cache.has(0):
-            cache.write(0, Encoded(family.encode(pipeline, [""], empty=True), {}))
+            cache.write(0, Encoded(feed.encode(pipeline, [""], empty=True), {}))
         for number, chunk in enumerate(_chunks(captions, SHARD), start=1):
             if not cache.has(number):
-                cache.write(number, Encoded(family.encode(pipeline, chunk), {}))
+                cache.write(number, Encoded(feed.encode(pipeline, chunk), {}))
             report("captions", min(number * SHARD, len(captions)), len(captions))
         cache.finish(number + 1)
     return cache.open()

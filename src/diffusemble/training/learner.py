@@ -107,7 +107,7 @@ class Learner:
 
     def denoise_with(self, model: nn.Module) -> Denoise:
         """What objectives call: a denoiser, called as the experts' family is."""
-        return partial(self.corpus.family.predict, model)
+        return partial(self.corpus.feed.predict, model)
 
     @contextmanager
     def shown(self) -> Iterator[EnsembleDenoiser]:

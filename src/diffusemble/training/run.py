@@ -80,7 +80,7 @@ def run(config: RunConfig, lesson: Lesson, progress: Callback | None = None) -> 
         ensemble = lesson.build(accelerator.device)
         with accelerator.main_process_first():
             corpus, held_out = _encode(config, ensemble, tell)
-        tokens = corpus.family.image_tokens(*corpus.shape[1:])
+        tokens = corpus.feed.image_tokens(*corpus.shape[1:])
         diffusion = diffusion_of(ensemble.experts, accelerator.device, tokens)
         learner = Learner(config, ensemble, accelerator, corpus, diffusion, lesson.teach)
         identity = {**identity_of(config, ensemble.experts, corpus), **lesson.identity}

@@ -9,12 +9,12 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from diffusemble.training.families.base import Feeding, Framing, Text, refuse_choices
+from diffusemble.training.feeds.base import Choices, Framing, Text, refuse_choices
 
 TIME_UNIT = 1000  # the denoiser's time goes from 0 to 1
 
 
-class FluxFamily:
+class FluxFeed:
     """Squares of 2 x 2 latents are one token; text tokens have no position.
 
     A guidance-distilled denoiser (FLUX.1 dev) is told a guidance scale. At 1 it predicts the flow itself, which is what
@@ -24,15 +24,15 @@ class FluxFamily:
     Args:
         pipeline: of the denoiser.
         denoiser: a ``FluxTransformer2DModel``.
-        feeding: choices of the run.
+        choices: choices of the run.
     """
 
-    def __init__(self, pipeline: Any, denoiser: Any, feeding: Feeding) -> None:
-        refuse_choices(feeding, guidance=denoiser.config.guidance_embeds, text_tokens=True)
+    def __init__(self, pipeline: Any, denoiser: Any, choices: Choices) -> None:
+        refuse_choices(choices, guidance=denoiser.config.guidance_embeds, text_tokens=True)
         self._told = denoiser.config.guidance_embeds
-        self._guidance = 1.0 if feeding.guidance is None else feeding.guidance
-        self._length = {} if feeding.text_tokens is None else {"max_sequence_length": feeding.text_tokens}
-        self.text_settings = f"tokens {feeding.text_tokens}"
+        self._guidance = 1.0 if choices.guidance is None else choices.guidance
+        self._length = {} if choices.text_tokens is None else {"max_sequence_length": choices.text_tokens}
+        self.text_settings = f"tokens {choices.text_tokens}"
 
     @torch.no_grad()
     def encode(self, pipeline: Any, prompts: Sequence[str], empty: bool = False) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffusemble.registry import FAMILIES, lookup
+from diffusemble.registry import FEEDS, lookup
 
 Text = Mapping[str, Tensor]
 """Encoded captions: the denoiser's text arguments by name, packed, a row each."""
@@ -35,7 +35,7 @@ class Framing:
 
 
 @dataclass(frozen=True)
-class Feeding:
+class Choices:
     """What a run may choose.
 
     Attributes:
@@ -47,7 +47,7 @@ class Feeding:
     text_tokens: int | None = None
 
 
-class Family(Protocol):
+class Feed(Protocol):
     """Denoisers of one architecture.
 
     Attributes:
@@ -73,18 +73,18 @@ class Family(Protocol):
         ...
 
 
-def family_of(pipeline: Any, feeding: Feeding = Feeding()) -> Family:
+def feed_of(pipeline: Any, choices: Choices = Choices()) -> Feed:
     """The family of a pipeline's denoiser, which may be an ensemble.
 
     Raises:
-        ValueError: nothing is known of its class, or it does not take what ``feeding`` chooses.
+        ValueError: nothing is known of its class, or it does not take what ``choices`` chooses.
     """
     denoiser = denoiser_of(pipeline)
     denoisers = getattr(denoiser, "denoisers", None)
     one = denoiser if denoisers is None else denoisers[0]
-    build = lookup(FAMILIES, type(one).__name__, "denoiser class that training can feed")
-    family: Family = build(pipeline, one, feeding)
-    return family
+    build = lookup(FEEDS, type(one).__name__, "denoiser class that training can feed")
+    feed: Feed = build(pipeline, one, choices)
+    return feed
 
 
 def denoiser_of(pipeline: Any) -> Any:
@@ -102,23 +102,23 @@ def encode_halves(pipeline: Any, names: Sequence[str], empty: bool, **arguments:
     return {name: tensor.cpu().contiguous() for name, tensor in pairs}
 
 
-def refuse_choices(feeding: Feeding, guidance: bool, text_tokens: bool) -> None:
+def refuse_choices(choices: Choices, guidance: bool, text_tokens: bool) -> None:
     """Refuse what a denoiser cannot be told.
 
     Args:
-        feeding: the choices of the run.
+        choices: the choices of the run.
         guidance, text_tokens: whether the denoiser takes each.
 
     Raises:
         ValueError: names the setting.
     """
-    if feeding.guidance is not None and not guidance:
+    if choices.guidance is not None and not guidance:
         raise ValueError(
             f"embedded_guidance is for experts that are told a guidance scale (FLUX.1 dev), and these have no weights "
-            f"for it; got {feeding.guidance:g}. Leave it out; guidance by a second pass belongs to drawing."
+            f"for it; got {choices.guidance:g}. Leave it out; guidance by a second pass belongs to drawing."
         )
-    if feeding.text_tokens is not None and not text_tokens:
+    if choices.text_tokens is not None and not text_tokens:
         raise ValueError(
             f"text_tokens is the length of prompts for T5 (FLUX, SD3), and these experts read CLIP alone, whose length "
-            f"is fixed; got {feeding.text_tokens}. Leave it out."
+            f"is fixed; got {choices.text_tokens}. Leave it out."
         )

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusemble.training.families.base import Feeding, Framing, Text, encode_halves, refuse_choices
+from diffusemble.training.feeds.base import Choices, Framing, Text, encode_halves, refuse_choices
 
 SCORE, NEGATIVE_SCORE = 6.0, 2.5
 """What SDXL's refiner is told by default when it draws, with the prompt and without."""
 
 
-class UNetFamily:
+class UNetFeed:
     """Text by cross-attention; SDXL is also told pooled text, the file's size, where it was cut, and to what size.
 
     The refiner is told an aesthetic score in the place of the last.
@@ -22,11 +22,11 @@ class UNetFamily:
     Args:
         pipeline: of the denoiser.
         denoiser: a ``UNet2DConditionModel``.
-        feeding: choices of the run; it has none of them.
+        choices: choices of the run; it has none of them.
     """
 
-    def __init__(self, pipeline: Any, denoiser: Any, feeding: Feeding) -> None:
-        refuse_choices(feeding, guidance=False, text_tokens=False)
+    def __init__(self, pipeline: Any, denoiser: Any, choices: Choices) -> None:
+        refuse_choices(choices, guidance=False, text_tokens=False)
         self._added = denoiser.config.addition_embed_type == "text_time"
         self._scored = bool(pipeline.config.get("requires_aesthetics_score"))
         self.text_settings = f"zeros {pipeline.config.get('force_zeros_for_empty_prompt')}"

@@ -7,23 +7,23 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusemble.training.families.base import Feeding, Framing, Text, encode_halves, refuse_choices
+from diffusemble.training.feeds.base import Choices, Framing, Text, encode_halves, refuse_choices
 
 
-class SD3Family:
+class SD3Feed:
     """Joint text of three encoders and the pooled text of two; without T5 its tokens are zero.
 
     Args:
         pipeline: of the denoiser.
         denoiser: an ``SD3Transformer2DModel``.
-        feeding: choices of the run.
+        choices: choices of the run.
     """
 
-    def __init__(self, pipeline: Any, denoiser: Any, feeding: Feeding) -> None:
-        refuse_choices(feeding, guidance=False, text_tokens=True)
+    def __init__(self, pipeline: Any, denoiser: Any, choices: Choices) -> None:
+        refuse_choices(choices, guidance=False, text_tokens=True)
         self._patch = denoiser.config.patch_size
-        self._length = {} if feeding.text_tokens is None else {"max_sequence_length": feeding.text_tokens}
-        self.text_settings = f"tokens {feeding.text_tokens} T5 {pipeline.text_encoder_3 is not None}"
+        self._length = {} if choices.text_tokens is None else {"max_sequence_length": choices.text_tokens}
+        self.text_settings = f"tokens {choices.text_tokens} T5 {pipeline.text_encoder_3 is not None}"
 
     def encode(self, pipeline: Any, prompts: Sequence[str], empty: bool = False) -> dict[str, Tensor]:
         """``encoder_hidden_states`` and ``pooled_projections``."""

@@ -43,7 +43,7 @@ def test_sdxl_is_told_every_files_own_size_and_where_it_was_cut(tmp_path: Path) 
         assert (tensor[1] == 0).all()  # this pipeline draws from zeros where there is no prompt
         assert (tensor[[0, 2]] != 0).any(dim=-1).all()
     latents, times = corpus.latents[[0, 1, 2]], torch.tensor([1, 2, 3])
-    assert corpus.family.predict(EnsembleDenoiser(experts), latents, times, inputs).shape == latents.shape
+    assert corpus.feed.predict(EnsembleDenoiser(experts), latents, times, inputs).shape == latents.shape
     random = encode(experts, tmp_path / "pictures", tmp_path, crop="random")
     corners = random.inputs(rows, dropped)["added_cond_kwargs"]["time_ids"][:, 2:4]
     assert (corners != added["time_ids"][:, 2:4]).any()
