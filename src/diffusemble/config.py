@@ -13,32 +13,22 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from diffusemble.adapter_config import AdapterConfig
 from diffusemble.registry import AGGREGATORS, SCHEDULERS, Entry
+from diffusemble.schema import Schema, Text, Texts, listed
 from diffusemble.units import parse_bytes
-
-
-class Schema(BaseModel):
-    """Base of every configuration: unknown keys are errors, and nothing changes after it was checked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint for error messages: ``(did you mean ...?)``, or nothing."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def listed(value: Any) -> Any:
-    """One string or number as a list of one, so that both can be written."""
-    return (value,) if isinstance(value, (str, int)) else value
 
 
 def _named(value: Any) -> Any:
@@ -49,8 +39,6 @@ def _switched(value: Any) -> Any:
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
-Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(listed), Field(min_length=1)]
 Prompts = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Side = Annotated[int, Field(gt=0, multiple_of=8)]
@@ -186,8 +174,28 @@ class EnsembleConfig(Schema):
         return self
 
 
-class GenerateConfig(EnsembleConfig):
-    """A run of ``generate``: draw what, how.
+class RefinerConfig(EnsembleConfig):
+    """SDXL's second stage: an ensemble of refiners.
+
+    Attributes:
+        start: share of the steps after which it goes on from the base's latents.
+        aesthetic_score, negative_aesthetic_score: what the refiners are told about the picture, and for the negative
+            prompt.
+    """
+
+    start: float = Field(default=0.8, gt=0, lt=1)
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
+
+    @model_validator(mode="after")
+    def _has_experts(self) -> RefinerConfig:
+        if self.ensemble is None and "experts" not in self.model_fields_set:
+            raise ValueError("a refiner needs 'experts' or 'ensemble': the zoo has none")
+        return self
+
+
+class GenerateConfig(AdapterConfig, EnsembleConfig):
+    """A run of ``generate``: draw what, how, with which adapters (``AdapterConfig``).
 
     Attributes:
         prompts: what to draw; every prompt is drawn once per seed. An empty one leaves it to the experts.
@@ -202,6 +210,7 @@ class GenerateConfig(EnsembleConfig):
         attention: also draw the aggregator's maps over the pictures.
         memory_budget: most memory to use on the device, such as ``"8GB"``; a plan is chosen that keeps to it.
         memory: what that plan may do, or the plan itself.
+        refiner: an ensemble of SDXL refiners that draws the last steps.
         out: a folder for numbered pictures, or a file name that ends with ``.png``.
         made_with: written by ``generate``; compared when the configuration is drawn again.
     """
@@ -219,6 +228,7 @@ class GenerateConfig(EnsembleConfig):
     attention: Annotated[AttentionConfig | None, BeforeValidator(_switched)] = None
     memory_budget: str | None = None
     memory: MemoryConfig | None = None
+    refiner: RefinerConfig | None = None
     out: Text = "outputs"
     made_with: MadeWith | None = None
 

@@ -1,0 +1,106 @@
+"""The schema of what is put on an ensemble: LoRAs, ControlNets, image prompts, FreeU, and when to guide."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from diffusemble.schema import Schema, Text, listed
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share of the steps."""
+
+
+class ControlNetConfig(Schema):
+    """A ControlNet and the picture that it reads.
+
+    Attributes:
+        model: folder or hub id of its weights.
+        image: file of the picture, as the ControlNet reads it (edges, depth, pose, ...).
+        weight: how strong.
+        start, end: from which to which share of the steps.
+    """
+
+    model: Text
+    image: Text
+    weight: float = Field(default=1.0, ge=0)
+    start: Share = 0.0
+    end: Share = 1.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ControlNetConfig:
+        if self.start >= self.end:
+            raise ValueError(f"a ControlNet acts from 'start' to a later 'end'; got {self.start:g} and {self.end:g}")
+        return self
+
+
+class ImagePromptConfig(Schema):
+    """An IP-Adapter and the picture that it reads.
+
+    Attributes:
+        weights: its ``.safetensors`` file.
+        image: file of the picture to take after.
+        encoder: folder or hub id of the image encoder (CLIP vision model with projection); ``image_encoder`` beside
+            the weights by default.
+        weight: how strong.
+        mask: file of a picture that is white where it acts.
+    """
+
+    weights: Text
+    image: Text
+    encoder: Text | None = None
+    weight: float = Field(default=1.0, ge=0)
+    mask: Text | None = None
+
+    @field_validator("weights")
+    @classmethod
+    def _safe(cls, file: str) -> str:
+        if not file.endswith(".safetensors"):
+            raise ValueError(f"an IP-Adapter is a .safetensors file, because pickles can run programs; got {file!r}")
+        return file
+
+
+class FreeUConfig(Schema):
+    """FreeU (arXiv 2309.11497): factors of skip connections and of backbone features at the two lowest levels."""
+
+    s1: float = Field(ge=0)
+    s2: float = Field(ge=0)
+    b1: float = Field(ge=0)
+    b2: float = Field(ge=0)
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, dict) else value
+
+
+class AdapterConfig(Schema):
+    """What is put on all experts of an ensemble.
+
+    Attributes:
+        loras: ``file.safetensors:0.7``, for every expert. For one expert alone: ``expert+file.safetensors:0.7``.
+        controlnets: ControlNets with their pictures.
+        image_prompts: IP-Adapters with their pictures.
+        freeu: FreeU's factors.
+        guidance_rescale: phi of arXiv 2305.08891: how far guided predictions get the spread of unguided ones.
+        guidance_interval: from which to which share of the steps there is guidance (arXiv 2404.07724).
+    """
+
+    loras: Annotated[tuple[Text, ...], BeforeValidator(listed)] = ()
+    controlnets: Annotated[tuple[ControlNetConfig, ...], BeforeValidator(_several)] = ()
+    image_prompts: Annotated[tuple[ImagePromptConfig, ...], BeforeValidator(_several)] = ()
+    freeu: FreeUConfig | None = None
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1)
+    guidance_interval: tuple[Share, Share] | None = None
+
+    @model_validator(mode="after")
+    def _adapters_agree(self) -> AdapterConfig:
+        if self.guidance_interval is not None and self.guidance_interval[0] >= self.guidance_interval[1]:
+            raise ValueError(
+                f"guidance_interval: the first share must be below the second; got {list(self.guidance_interval)}"
+            )
+        if len({one.encoder for one in self.image_prompts}) > 1:
+            raise ValueError("image_prompts: a pipeline has one image encoder; give all of them the same 'encoder'")
+        if any(one.mask for one in self.image_prompts) and not all(one.mask for one in self.image_prompts):
+            raise ValueError("image_prompts: give a 'mask' to every one of them, or to none")
+        return self
