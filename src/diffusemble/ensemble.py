@@ -43,6 +43,7 @@ class EnsembleDenoiser(Switches):
     """
 
     aggregator: Combiner
+    _partwise: PartwiseText | None = None
 
     def __init__(self, experts: Sequence[Expert | nn.Module], aggregator: Combiner | str = "mean") -> None:
         super().__init__()
@@ -55,7 +56,6 @@ class EnsembleDenoiser(Switches):
             aggregator = build_aggregator(aggregator, self.denoisers)
         self._check(aggregator)
         self.aggregator = aggregator
-        self._partwise: PartwiseText | None = None
         self._signature = inspect.signature(type(self.denoisers[0]).forward)
 
     # -- the story -------------------------------------------------------------------------------------------------
@@ -68,8 +68,7 @@ class EnsembleDenoiser(Switches):
         """
         arguments = dict(self._signature.bind(self, *args, **kwargs).arguments)
         del arguments["self"]
-        if self._partwise is not None:
-            arguments = self._partwise.sorted(arguments, len(self.blocks))
+        arguments = self.by_expert(arguments)
         return_dict = arguments.pop("return_dict", True)
         call = self.blocks[0].read(arguments)
         own = self.blocks[0].split(call.inputs, len(self.blocks))
@@ -156,8 +155,13 @@ class EnsembleDenoiser(Switches):
     def reading(self, text: PartwiseText) -> EnsembleDenoiser:
         """The same ensemble, modules and all, for a pipeline that packs its text like this."""
         twin = copy.copy(self)
+        twin.__dict__.pop("forward", None)  # where training has put another one around it, that of the original
         twin._partwise = text if len(self.blocks) > 1 else None
         return twin
+
+    def by_expert(self, inputs: Inputs) -> dict[str, Any]:
+        """Inputs of ``forward`` with all text expert by expert, however the pipeline has packed it."""
+        return dict(inputs) if self._partwise is None else self._partwise.sorted(inputs, len(self.blocks))
 
     def pipeline(self, cls: type | None = None, **components: Any) -> Any:
         """A ready diffusers pipeline around the ensemble.

@@ -15,6 +15,7 @@ from diffusemble.experts.expert import Expert
 from diffusemble.training.config import DataConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
 from tiny import as_expert, tiny_pipeline, tiny_refiner, tiny_sdxl_pipeline, tiny_unet, tiny_vae
+from tiny_dit import tiny_flow_vae, tiny_flux, tiny_flux_pipeline, tiny_sd3_pipeline
 from training.small import UNET, small_config, write_pictures
 
 
@@ -115,3 +116,82 @@ def test_what_a_family_cannot_be_told_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         encode([as_expert(tiny_sdxl_pipeline())], pictures, tmp_path, **changes)
+
+
+# -- flow matching -----------------------------------------------------------------------------------------------------
+
+
+def listen(denoiser: torch.nn.Module) -> dict[str, Any]:
+    """What the denoiser is told, and says, when it is called last."""
+    heard: dict[str, Any] = {}
+
+    def hear(_: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any], said: Any) -> None:
+        assert not args
+        heard.update(given, said=said[0])
+
+    denoiser.register_forward_hook(hear, with_kwargs=True)
+    return heard
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_flux_is_told_what_its_pipeline_tells(tmp_path: Path, told: bool) -> None:
+    write_pictures(tmp_path / "pictures", sides=[(16, 16)])
+    pipeline = tiny_flux_pipeline(transformer=tiny_flux(guidance_embeds=told))
+    heard = listen(pipeline.transformer)
+    arguments = {"height": 16, "width": 16, "num_inference_steps": 1, "max_sequence_length": 24}
+    pipeline("picture 0", guidance_scale=2.5, output_type="latent", **arguments)
+    drawn = dict(heard)
+    choices = {"embedded_guidance": 2.5} if told else {}
+    corpus = encode([as_expert(pipeline)], tmp_path / "pictures", tmp_path, text_tokens=24, **choices)
+    inputs = corpus.inputs(torch.tensor([0]), torch.tensor([False]))
+    noisy = pipeline._unpack_latents(drawn["hidden_states"], 16, 16, 2)
+    said = corpus.feed.predict(pipeline.transformer, noisy, 1000 * drawn["timestep"], inputs)
+    for name in ("hidden_states", "encoder_hidden_states", "pooled_projections", "img_ids", "txt_ids", "timestep"):
+        assert torch.allclose(heard[name], drawn[name], atol=1e-5), name
+    assert (heard.get("guidance") is not None) == told
+    assert torch.allclose(pipeline._pack_latents(said, 1, 4, 8, 8), drawn["said"], atol=1e-5)
+    assert corpus.feed.image_tokens(8, 8) == drawn["hidden_states"].shape[1]
+
+
+def test_guidance_distilled_flux_is_trained_at_guidance_one(pictures: Path, tmp_path: Path) -> None:
+    corpus = encode([as_expert(tiny_flux_pipeline())], pictures, tmp_path)
+    inputs = corpus.inputs(torch.tensor([0, 1]), torch.tensor([False, True]))
+    assert inputs["guidance"].tolist() == [1, 1]
+    assert not torch.equal(inputs["pooled_projections"][0], inputs["pooled_projections"][1])
+
+
+@pytest.mark.parametrize("t5", [True, False])
+def test_sd3_is_told_what_its_pipeline_tells(tmp_path: Path, t5: bool) -> None:
+    write_pictures(tmp_path / "pictures", sides=[(16, 16)])
+    pipeline = tiny_sd3_pipeline(**({} if t5 else {"text_encoder_3": None, "tokenizer_3": None}))
+    heard = listen(pipeline.transformer)
+    arguments = {"height": 16, "width": 16, "num_inference_steps": 1, "max_sequence_length": 24}
+    pipeline("picture 0", guidance_scale=5.0, output_type="latent", **arguments)
+    drawn = dict(heard)
+    corpus = encode([as_expert(pipeline)], tmp_path / "pictures", tmp_path, text_tokens=24)
+    inputs = corpus.inputs(torch.tensor([0, 0]), torch.tensor([True, False]))
+    said = corpus.feed.predict(pipeline.transformer, drawn["hidden_states"], drawn["timestep"], inputs)
+    for name in ("encoder_hidden_states", "pooled_projections"):
+        assert torch.allclose(heard[name], drawn[name], atol=1e-5), name
+    assert torch.allclose(said, drawn["said"], atol=1e-5)
+    assert (inputs["encoder_hidden_states"][:, -24:] == 0).all() != t5
+    assert corpus.feed.image_tokens(8, 8) == 16
+
+
+@pytest.mark.parametrize("make", [tiny_flux_pipeline, tiny_sd3_pipeline])
+def test_every_flow_expert_reads_with_its_own_encoders(pictures: Path, tmp_path: Path, make: Any) -> None:
+    pipelines = [make(seed) for seed in range(2)]
+    both = [as_expert(pipeline, f"expert {seed}") for seed, pipeline in enumerate(pipelines)]
+    rows, dropped = torch.tensor([3, 4]), torch.tensor([False, True])
+    packed = encode(both, pictures, tmp_path).inputs(rows, dropped)
+    alone = [encode([expert], pictures, tmp_path).inputs(rows, dropped) for expert in both]
+    for name in ("encoder_hidden_states", "pooled_projections"):
+        expected = torch.cat([one[name] for one in alone], dim=1)
+        assert torch.allclose(packed[name], expected, atol=1e-5), name
+        assert not torch.allclose(alone[0][name], alone[1][name], atol=1e-2), name
+
+
+def test_sizes_that_cannot_be_cut_into_patches_are_refused(pictures: Path, tmp_path: Path) -> None:
+    corpus = encode([as_expert(tiny_flux_pipeline(vae=tiny_flow_vae()))], pictures, tmp_path, size=14)
+    with pytest.raises(ValueError, match=r"squares of 2 x 2, but pictures of this size become 7 x 7 latents"):
+        corpus.feed.image_tokens(*corpus.shape[1:])

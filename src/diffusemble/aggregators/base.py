@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 PointChoice = Literal["all", "last"] | tuple[int, ...]
 
@@ -104,12 +106,16 @@ class Combiner(nn.Module):
 class Aggregator(Combiner):
     """Weights the features of n experts at k points; subclasses implement ``weigh``.
 
+    Attributes:
+        gradient_checkpointing: weigh again in the backward pass, instead of keeping what weighing leaves.
+
     Raises:
         ValueError: ``options.points`` names a point that does not exist or leaves the last one out.
     """
 
     Options: ClassVar[type[AggregatorOptions]] = AggregatorOptions
     options: AggregatorOptions
+    gradient_checkpointing = False
 
     def __init__(self, sizes: Sizes, options: AggregatorOptions) -> None:
         super().__init__(sizes, options, options.points)
@@ -120,7 +126,10 @@ class Aggregator(Combiner):
 
     def forward(self, point: int, features: Sequence[Tensor], context: Context) -> Mixed:
         """Aggregate the experts' features ``n x [b c h w]`` at ``point``."""
-        maps = self.weigh(point, features, context)
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            maps = checkpoint(self.weigh, point, features, context, use_reentrant=False)
+        else:
+            maps = self.weigh(point, features, context)
         return Mixed(weighted_sum(features, maps), maps)
 
 

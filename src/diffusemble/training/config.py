@@ -104,7 +104,7 @@ class RunConfig(Schema):
         keep: leave the ensemble of the last step, or the one with the lowest held-out loss.
         patience: stop after this many held-out measurements in a row without a new lowest; never by default.
         precision: ``bf16`` and ``fp16`` hold the frozen experts in that type and compute in mixed precision.
-        gradient_checkpointing: recompute the experts' activations in the backward pass, to save memory.
+        gradient_checkpointing: recompute activations of experts and aggregator in the backward pass, to save memory.
         log_every: steps between two lines of the log.
         save_every: steps between two checkpoints.
         tensorboard: also write event files to ``<output>/tensorboard``.

@@ -7,21 +7,20 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusemble.ensemble import EnsembleDenoiser
-from diffusemble.experts.folder import quiet
 from diffusemble.training.cache import Cache, Encoded, Rows, Shelf, fingerprint
 from diffusemble.training.chance import generator_of
 from diffusemble.training.config import DataConfig, RunConfig
 from diffusemble.training.data import open_sources
-from diffusemble.training.feeds.base import Feed, Choices, Framing, denoiser_of, feed_of
+from diffusemble.training.feeds.base import Choices, Feed, Framing, feed_of
 from diffusemble.training.images import Square, read_square
+from diffusemble.training.lend import lent
 from diffusemble.training.source import Picture, Source
 
 log = logging.getLogger(__name__)
@@ -79,32 +78,11 @@ def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: Ensem
     """
     pipeline = ensemble.pipeline()
     feed = feed_of(pipeline, Choices(config.embedded_guidance, config.text_tokens))
-    with _lent(pipeline, ensemble.device):
+    with lent(pipeline, ensemble.device, exact=True):
         pictures = _pictures(open_sources(data), config, pipeline.vae, report)
         captions = [caption for notes in pictures.notes for caption in notes["captions"]]
         text = _texts(captions, config, pipeline, feed, report)
     return Corpus(pictures.rows["latents"], pictures.rows["frames"], dict(text.rows), config.size, feed)
-
-
-@contextmanager
-def _lent(pipeline: Any, device: torch.device) -> Iterator[None]:
-    """VAE and text encoders on ``device``, where training has no room for them afterwards; the VAE in float32, because
-    SDXL's overflows in half precision.
-    """
-    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    lent = [part for part in parts if part is not denoiser_of(pipeline)]
-    places, kind = [next(part.parameters()).device for part in lent], pipeline.vae.dtype
-    for part in lent:
-        part.to(device)
-    pipeline.vae.float()
-    try:
-        yield
-    finally:
-        if kind != torch.float32:
-            with quiet():
-                pipeline.vae.to(kind)
-        for part, place in zip(lent, places, strict=True):
-            part.to(place)
 
 
 def _pictures(source: Source, config: RunConfig, vae: Any, report: Report) -> Shelf:

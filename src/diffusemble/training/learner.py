@@ -106,7 +106,7 @@ class Learner:
         return Taken(mean, norm, rate)
 
     def denoise_with(self, model: nn.Module) -> Denoise:
-        """What objectives call: a denoiser, called as the experts' family is."""
+        """What objectives call: a denoiser, called as the experts want it."""
         return partial(self.corpus.feed.predict, model)
 
     @contextmanager

@@ -122,7 +122,7 @@ class Batch:
 
 
 Denoise = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]
-"""``denoise(x_t [b c h w], times [b], inputs) -> prediction [b c h w]``: the ensemble, called as its family is."""
+"""``denoise(x_t [b c h w], times [b], inputs) -> prediction [b c h w]``: the ensemble, called as its experts are."""
 
 Objective = Callable[[Denoise, Batch, Diffusion], Tensor]
 """An objective takes the ensemble, a batch and the forward process, and gives one loss per sample ``[b]``."""

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 
+from diffusemble.aggregators.base import Aggregator
 from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.settings import load_config
 from diffusemble.training.config import RunConfig
@@ -102,13 +103,15 @@ def run(config: RunConfig, lesson: Lesson, progress: Callback | None = None) -> 
 def place(ensemble: EnsembleDenoiser, config: RunConfig, device: torch.device) -> EnsembleDenoiser:
     """The ensemble on ``device``: frozen weights in the type of the precision, and what learns in float32."""
     # Convolutions are a third faster forwards with their channels last, also on CPUs.
-    ensemble.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ensemble.to(device).to(memory_format=torch.channels_last)
     ensemble.denoisers.to(dtype=TYPES[config.precision])
     for weight in ensemble.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
     if config.gradient_checkpointing:
         ensemble.enable_gradient_checkpointing()
+        if isinstance(ensemble.aggregator, Aggregator):
+            ensemble.aggregator.gradient_checkpointing = True
     return ensemble
 
 

@@ -17,6 +17,7 @@ from diffusemble.training.corpus import Corpus
 from diffusemble.training.files import remove_partial, replace_file
 from diffusemble.training.held_out import HeldOut, held_out_errors
 from diffusemble.training.learner import Learner, Taken
+from diffusemble.training.lend import lent
 from diffusemble.training.log import RunLog
 from diffusemble.training.objective import Objective, prediction_error
 from diffusemble.training.sheets import draw_sheet
@@ -139,8 +140,10 @@ class Watch:
         if self.config.samples is None or not self.main:
             return
         file = self.folder / "sheets" / f"step-{step:06d}.png"
-        with self.learner.shown() as ensemble:
-            draw_sheet(ensemble.pipeline().to(ensemble.device), self.config.samples, self.config.size, file)
+        with self.learner.shown() as ensemble, self.learner.accelerator.autocast():
+            pipeline = ensemble.pipeline()
+            with lent(pipeline, ensemble.device):
+                draw_sheet(pipeline, self.config.samples, self.config.size, file)
 
     def _save(self, step: int) -> None:
         if not self.main:

@@ -102,6 +102,20 @@ def encode_halves(pipeline: Any, names: Sequence[str], empty: bool, **arguments:
     return {name: tensor.cpu().contiguous() for name, tensor in pairs}
 
 
+def patches(height: int, width: int, side: int) -> int:
+    """How many squares of ``side`` latents cover ``height`` times ``width`` of them.
+
+    Raises:
+        ValueError: they do not, without a rest.
+    """
+    if height % side or width % side:
+        raise ValueError(
+            f"These experts cut latents into squares of {side} x {side}, but pictures of this size become {height} x "
+            f"{width} latents. Choose a size that the VAE's factor times {side} divides, such as a multiple of 16."
+        )
+    return (height // side) * (width // side)
+
+
 def refuse_choices(choices: Choices, guidance: bool, text_tokens: bool) -> None:
     """Refuse what a denoiser cannot be told.
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from diffusemble.training.feeds.base import Choices, Framing, Text, refuse_choices
+from diffusemble.training.feeds.base import Choices, Framing, Text, patches, refuse_choices
 
 TIME_UNIT = 1000  # the denoiser's time goes from 0 to 1
 
@@ -62,5 +62,9 @@ class FluxFeed:
         return prediction
 
     def image_tokens(self, height: int, width: int) -> int:
-        """One for every 2 x 2 latents."""
-        return (height // 2) * (width // 2)
+        """One for every 2 x 2 latents.
+
+        Raises:
+            ValueError: they do not cover the latents.
+        """
+        return patches(height, width, 2)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusemble.training.feeds.base import Choices, Framing, Text, encode_halves, refuse_choices
+from diffusemble.training.feeds.base import Choices, Framing, Text, denoiser_of, encode_halves, patches, refuse_choices
 
 
 class SD3Feed:
@@ -29,7 +29,9 @@ class SD3Feed:
         """``encoder_hidden_states`` and ``pooled_projections``."""
         names = ("encoder_hidden_states", "pooled_projections")
         given = {"prompt": list(prompts), "prompt_2": None, "prompt_3": None, **self._length}
-        return encode_halves(pipeline, names, empty, **given)
+        text = encode_halves(pipeline, names, empty, **given)
+        sort = getattr(denoiser_of(pipeline), "by_expert", dict)  # pipelines pack encoder by encoder
+        return {name: tensor.contiguous() for name, tensor in sort(text).items()}
 
     def inputs(self, text: Text, framing: Framing) -> dict[str, Any]:
         """The text alone."""
@@ -41,5 +43,9 @@ class SD3Feed:
         return prediction
 
     def image_tokens(self, height: int, width: int) -> int:
-        """One for every patch."""
-        return (height // self._patch) * (width // self._patch)
+        """One for every patch.
+
+        Raises:
+            ValueError: patches do not cover the latents.
+        """
+        return patches(height, width, self._patch)
