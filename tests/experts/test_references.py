@@ -128,8 +128,8 @@ def test_a_file_that_is_no_longer_read_is_named(project: Path) -> None:
 
 
 def test_another_format_or_folder_is_refused(project: Path, tmp_path: Path) -> None:
-    edit(project / "ensemble", lambda spec: spec.update(format=3))
-    with pytest.raises(ValueError, match=r"ensemble.json has format 3, but .* reads formats 1 and 2"):
+    edit(project / "ensemble", lambda spec: spec.update(format=4))
+    with pytest.raises(ValueError, match=r"ensemble.json has format 4, but .* reads formats 1 to 3"):
         EnsembleDenoiser.from_pretrained(project / "ensemble")
     (project / "ensemble/ensemble.json").write_text("{")
     with pytest.raises(ValueError, match=r"ensemble.json is not readable JSON"):

@@ -91,9 +91,7 @@ def test_missing_pickled_and_damaged_weights_are_named(models: Path, tmp_path: P
     file = folder / "unet/diffusion_pytorch_model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(
-        ValueError, match=r"rock/unet/diffusion_pytorch_model.safetensors is missing, cut off or damaged"
-    ):
+    with pytest.raises(ValueError, match=r"rock/unet/diffusion_pytorch_model.safetensors is cut off: it has"):
         load_experts(folder)
     file.unlink()
     with pytest.raises(ValueError, match=r"rock/unet has no weights; experts are read from \.safetensors files"):

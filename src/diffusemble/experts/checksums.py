@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from diffusemble.experts.formats.header import read_header
 from diffusemble.experts.sources import INDEX
 
 DENOISERS = ("unet", "transformer")
@@ -86,13 +87,14 @@ def check_readable(file: Path) -> frozenset[str]:
     """Names of the tensors in a safetensors file.
 
     Raises:
-        ValueError: the file is missing, cut off or not a safetensors file.
+        ValueError: the file is missing, cut off or not a safetensors file; the message says what it is.
     """
+    read_header(file)
     try:
         with safe_open(str(file), framework="pt") as opened:
             return frozenset(opened.keys())
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is missing, cut off or damaged ({error}). Copy or download it again.") from error
+        raise ValueError(f"{file} is damaged ({error}). Copy or download it again.") from error
 
 
 def _present(index: dict[str, Any], part: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,16 @@ from huggingface_hub import hf_hub_download
 from diffusemble.experts.checksums import read_index, variant_of
 from diffusemble.experts.sources import INDEX, Source
 
+NOTHING: Mapping[str, Any] = {}
+
 
 def locate(source: Source) -> tuple[Path, Source]:
     """Local folder of a source (not of a file), downloaded if need be; a hub source comes back with its commit.
 
     Raises:
-        ValueError: the hub has no such repository or revision, or cannot be reached.
+        ValueError: the hub has no such repository or revision, or cannot be reached; or files are added to the model.
     """
+    refuse_added(source)
     if source.kind == "zoo":
         from diffusemble import zoo
 
@@ -37,6 +40,19 @@ def locate(source: Source) -> tuple[Path, Source]:
     except (OSError, ValueError) as error:
         raise ValueError(_not_on_hub(source, error)) from error
     return Path(fetched), replace(source, revision=Path(fetched).name)
+
+
+def refuse_added(source: Source) -> None:
+    """Raise where only a model as it is can be taken.
+
+    Raises:
+        ValueError: names what is added.
+    """
+    if source.added:
+        raise ValueError(
+            f"{source}: here a model is taken as it is stored, so nothing can be added to it with a plus sign. Leave "
+            f"{' and '.join(one.name for one in source.added)} out."
+        )
 
 
 def pin(source: Source) -> Source:
@@ -60,21 +76,24 @@ def _index_folder(where: str, revision: str | None) -> Path:
 
 
 def open_folder(
-    where: str, dtype: torch.dtype, *, revision: str | None = None, without: tuple[str, ...] = ()
+    where: str, dtype: torch.dtype, *, revision: str | None = None, given: Mapping[str, Any] = NOTHING
 ) -> DiffusionPipeline:
-    """The pipeline of a folder or hub id, from safetensors files only, without a safety checker and ``without`` parts.
+    """The pipeline of a folder or hub id, from safetensors files only and without a safety checker.
+
+    Args:
+        where: the folder or hub id.
+        dtype: number type of the weights.
+        revision: of a hub repository.
+        given: parts that are there already, or None for parts to leave out; neither is read.
 
     Raises:
         ValueError: its pipeline class is not one of diffusers', or a part cannot be opened.
     """
-    name = read_index(_index_folder(where, revision))["_class_name"]
-    cls = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if cls is None:
-        raise ValueError(f"{where} needs the pipeline class {name!r}, which this version of diffusers does not have.")
-    left_out: dict[str, Any] = dict.fromkeys(without)
+    cls = pipeline_class(where, revision)
     parameters = inspect.signature(cls).parameters
+    own: dict[str, Any] = {part: value for part, value in given.items() if part in parameters}
     if "safety_checker" in parameters:
-        left_out |= {"safety_checker": None, "requires_safety_checker": False}
+        own |= {"safety_checker": None, "requires_safety_checker": False}
     try:
         with quiet():
             return cls.from_pretrained(
@@ -83,12 +102,37 @@ def open_folder(
                 use_safetensors=True,
                 variant=variant_of(Path(where)),
                 revision=revision,
-                **{part: value for part, value in left_out.items() if part in parameters},
+                **own,
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{where} cannot be opened ({first_sentence(error)}). Copy or download the folder again."
         ) from error
+
+
+def index_of(where: str, revision: str | None) -> dict[str, Any]:
+    """``model_index.json`` of a folder or hub id."""
+    return read_index(_index_folder(where, revision))
+
+
+def config_folder(where: str, revision: str | None, part: str) -> str:
+    """Local folder with the ``config.json`` of a part of a folder or hub id; weights are not downloaded."""
+    if Path(where).is_dir():
+        return str(Path(where) / part)
+    return str(Path(hf_hub_download(where, f"{part}/config.json", revision=revision)).parent)
+
+
+def pipeline_class(where: str, revision: str | None) -> Any:
+    """The diffusers class of a folder's or hub id's pipeline.
+
+    Raises:
+        ValueError: this version of diffusers does not have it.
+    """
+    name = index_of(where, revision)["_class_name"]
+    cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if cls is None:
+        raise ValueError(f"{where} needs the pipeline class {name!r}, which this version of diffusers does not have.")
+    return cls
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from diffusemble.experts.additions.add import add_all, check_added, words_of
+from diffusemble.experts.additions.embeddings import Word, distinct
 from diffusemble.experts.checksums import DENOISERS, WEIGHTS, folder_checksums, read_index
 from diffusemble.experts.expert import Expert, refuse_equal
-from diffusemble.experts.folder import locate, open_folder, pin
-from diffusemble.experts.single_file import open_file
-from diffusemble.experts.sources import Source, parse_source, parse_sources
+from diffusemble.experts.folder import locate, pin
+from diffusemble.experts.shelf import Shelf
+from diffusemble.experts.single_file import default_base, open_file
+from diffusemble.experts.sources import Addition, Source, parse_addition, parse_source, parse_sources
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,22 @@ def load_experts(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     base: str | Path | None = None,
+    vae: str | Path | None = None,
 ) -> tuple[Expert, ...]:
     """Load experts; only safetensors files are read.
 
     Args:
         sources: one or more of: a diffusers folder; a hub id ``"org/name"`` or ``"org/name@revision"``; a
-            ``.safetensors`` file in LDM layout; ``"zoo:people"`` or a group ``"zoo:topics"`` of the shipped zoo.
+            ``.safetensors`` file; ``"zoo:people"`` or a group ``"zoo:topics"`` of the shipped zoo. Each may carry
+            files with plus signs: ``"model.safetensors+style.safetensors:0.7"`` for LoRA and LyCORIS with weights,
+            textual inversions, and a VAE.
         names: a name for every expert; by default those of the folders, repositories and files.
         dtype: number type of the weights; float32 by default, whatever the files hold.
         device: where the weights go; the CPU by default.
         base: folder, hub id or ``"zoo:..."`` that gives single files their configuration and missing parts; by default
-            the first of ``sources`` that is no file, else diffusers' own choice of a hub repository.
+            the first of ``sources`` that is no file, else a hub repository of the file's family.
+        vae: for all experts, in the place of their own: a VAE's folder or file, a pipeline's folder, a checkpoint,
+            ``"zoo:..."``, or the name of one of the experts.
 
     Returns:
         The experts in the order of ``sources``. Equal text encoders and VAEs are one object, kept in memory once.
@@ -56,13 +64,17 @@ def load_experts(
         ValueError: a source is missing, damaged, unknown, a pickle, or does not fit its base; the message names it.
     """
     found = parse_sources(sources)
+    called = _names(found, names)
     given = parse_source(base) if base is not None else tuple(one for one in found if one.kind != "file")[:1]
-    if len(given) > 1 or any(one.kind == "file" for one in given):
+    if len(given) > 1 or any(one.kind == "file" or (base is not None and one.added) for one in given):
         raise ValueError(f"base must be one diffusers folder, hub id or zoo model; got {base!r}.")
-    behind = pin(given[0]) if given and any(one.kind == "file" for one in found) else None
+    files = any(one.kind == "file" for one in found)
+    behind = pin(replace(given[0], added=())) if given and files else None
+    if vae is not None:
+        found = tuple(replace(one, added=(*one.added, _vae(str(vae), found, called))) for one in found)
     requests = [
         Request(source, name, behind if source.kind == "file" else None)
-        for source, name in zip(found, _names(found, names), strict=True)
+        for source, name in zip(found, called, strict=True)
     ]
     return open_experts(requests, dtype or torch.float32, device)
 
@@ -70,11 +82,15 @@ def load_experts(
 def open_experts(
     requests: Sequence[Request], dtype: torch.dtype, device: str | torch.device | None
 ) -> tuple[Expert, ...]:
-    """Open every request, keep equal parts once, and put everything on ``device``."""
+    """Open every request, read and keep equal parts once, and put everything on ``device``."""
+    for request in requests:
+        check_added(request.source)
+    words = distinct([word for request in requests for word in words_of(request.source)])
+    shelf = Shelf(dtype)
     shared: dict[str, nn.Module] = {}
     experts = []
     for request in requests:
-        expert = _open(request, dtype, shared)
+        expert = _open(request, shelf, words, shared)
         for part in (expert.denoiser, *expert.components.values()):
             if isinstance(part, nn.Module):
                 part.to(device)
@@ -82,25 +98,38 @@ def open_experts(
     return tuple(experts)
 
 
-def _open(request: Request, dtype: torch.dtype, shared: dict[str, nn.Module]) -> Expert:
-    source = request.source
+def _open(request: Request, shelf: Shelf, words: Sequence[Word], shared: dict[str, nn.Module]) -> Expert:
+    source, base = request.source, request.base
     if source.kind == "file":
-        pipeline, files = open_file(Path(source.where).expanduser(), request.base, dtype)
+        file = Path(source.where).expanduser()
+        base = base or default_base(file)
+        pipeline, files = open_file(file, base, shelf)
     else:
-        folder, source = locate(source)
+        folder, source = locate(replace(source, added=()))
         files = _zoo_checksum(source) if source.kind == "zoo" else folder_checksums(folder, read_index(folder))
-        pipeline = open_folder(str(folder), dtype)
-    parts = {name: part for name, part in pipeline.components.items() if part is not None}
+        pipeline = shelf.open(str(folder))
+    found = {name: part for name, part in pipeline.components.items() if part is not None}
+    parts, on_top = add_all(found, request.source.added, words, shelf.dtype)
     denoiser = next(parts.pop(part) for part in DENOISERS if part in parts)
     return Expert(
         name=request.name,
         denoiser=denoiser,
         components={**_settings(pipeline), **_share(parts, shared)},
         pipeline_class=type(pipeline),
-        source=str(source),
-        files=files,
-        base=None if request.base is None else str(request.base),
+        source=str(replace(source, added=request.source.added)),
+        files={**files, **on_top},
+        base=None if base is None else str(base),
     )
+
+
+def _vae(given: str, sources: Sequence[Source], names: Sequence[str]) -> Addition:
+    """The addition that means the VAE of one of the experts, or of a file or folder."""
+    if given not in names:
+        return parse_addition(f"vae={given}", str(sources[0]))
+    source = sources[names.index(given)]
+    if source.kind == "hub":
+        raise ValueError(f"The VAE of {given!r} comes from the hub ({source}). Give a local folder or file as vae=.")
+    return Addition(f"zoo:{source.where}" if source.kind == "zoo" else source.where, role="vae")
 
 
 def _zoo_checksum(source: Source) -> dict[str, str]:
@@ -117,8 +146,11 @@ def _settings(pipeline: DiffusionPipeline) -> dict[str, Any]:
 
 
 def _share(parts: Mapping[str, Any], shared: dict[str, nn.Module]) -> dict[str, Any]:
+    known = {id(part) for part in shared.values()}  # a part from the shelf need not be compared again
     return {
-        name: shared.setdefault(_fingerprint(part), part) if isinstance(part, nn.Module) else part
+        name: shared.setdefault(_fingerprint(part), part)
+        if isinstance(part, nn.Module) and id(part) not in known
+        else part
         for name, part in parts.items()
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from diffusemble.aggregators.storage import load_aggregator, save_aggregator
 from diffusemble.experts.adapters import adapter_files, load_adapter, save_adapter
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import Request, open_experts
-from diffusemble.experts.sources import Source, parse_source
+from diffusemble.experts.sources import Addition, Source, parse_source, split_source
 
 SPEC_FILE = "ensemble.json"
 WEIGHTS_FILE = "aggregator.safetensors"
 FORMAT = 1
 WITH_ADAPTERS = 2  # a version that does not know adapters must not draw without them
+WITH_ADDITIONS = 3  # nor without what was added to an expert
 
 
 def save_ensemble(folder: str | Path, experts: Sequence[Expert], aggregator: Combiner) -> None:
@@ -31,21 +33,15 @@ def save_ensemble(folder: str | Path, experts: Sequence[Expert], aggregator: Com
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    references: list[dict[str, Any]] = [
-        {
-            "name": expert.name,
-            "source": _reference(expert.source, folder),
-            "base": _reference(expert.base, folder),
-            "files": dict(expert.files),
-        }
-        for expert in experts
-    ]
+    references: list[dict[str, Any]] = [_entry(expert, folder) for expert in experts]
     save_aggregator(aggregator, folder / WEIGHTS_FILE)
     adapted = {id(denoiser): file for denoiser, file in adapter_files([expert.denoiser for expert in experts], folder)}
     for expert, reference in zip(experts, references, strict=True):
         if id(expert.denoiser) in adapted:
             reference["adapter"] = save_adapter(expert.denoiser, adapted[id(expert.denoiser)])
-    spec = json.dumps({"format": WITH_ADAPTERS if adapted else FORMAT, "experts": references}, indent=2)
+    added = any("added" in reference for reference in references)
+    version = WITH_ADDITIONS if added else WITH_ADAPTERS if adapted else FORMAT
+    spec = json.dumps({"format": version, "experts": references}, indent=2)
     (folder / SPEC_FILE).write_text(spec + "\n", encoding="utf-8")
 
 
@@ -85,6 +81,18 @@ def load_ensemble(
     return experts, load_aggregator(folder / WEIGHTS_FILE, dtype=dtype or torch.float32).to(device)
 
 
+def _entry(expert: Expert, folder: Path) -> dict[str, Any]:
+    model, added = split_source(expert.source) if expert.source else (None, ())
+    own = [{"file": _reference(one.where, folder), "weight": one.weight, "role": one.role} for one in added]
+    return {
+        "name": expert.name,
+        "source": _reference(model, folder),
+        "base": _reference(expert.base, folder),
+        "files": dict(expert.files),
+        **({"added": own} if own else {}),
+    }
+
+
 def _reference(source: str | None, folder: Path) -> str | None:
     if source is None or not Path(source).expanduser().exists():
         return source
@@ -103,10 +111,10 @@ def _read(folder: Path) -> list[dict[str, Any]]:
         spec: dict[str, Any] = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / SPEC_FILE} is not readable JSON ({error}). Save the ensemble again.") from error
-    if spec.get("format") not in (FORMAT, WITH_ADAPTERS):
+    if spec.get("format") not in (FORMAT, WITH_ADAPTERS, WITH_ADDITIONS):
         raise ValueError(
             f"{folder / SPEC_FILE} has format {spec.get('format')!r}, but this version of diffusemble reads formats "
-            f"{FORMAT} and {WITH_ADAPTERS}. Update diffusemble, or save the ensemble again."
+            f"{FORMAT} to {WITH_ADDITIONS}. Update diffusemble, or save the ensemble again."
         )
     references: list[dict[str, Any]] = spec["experts"]
     return references
@@ -120,7 +128,10 @@ def _request(place: str | None, reference: dict[str, Any], folder: Path) -> Requ
             f"from_pretrained(folder, sources=[...])."
         )
     try:
-        return Request(_source(place, folder), name, None if base is None else _source(base, folder))
+        source = _source(place, folder)
+        if not source.added:
+            source = replace(source, added=tuple(_addition(one, place, folder) for one in reference.get("added", ())))
+        return Request(source, name, None if base is None else _source(base, folder))
     except ValueError as error:
         raise ValueError(
             f"Expert {name!r} of {folder}: {error} If the experts are elsewhere now, say where with "
@@ -129,8 +140,19 @@ def _request(place: str | None, reference: dict[str, Any], folder: Path) -> Requ
 
 
 def _source(place: str, folder: Path) -> Source:
-    (source,) = parse_source(os.path.normpath(folder / place) if place.startswith(("./", "../")) else place)
+    (source,) = parse_source(_resolved(place, folder))
     return source
+
+
+def _addition(entry: dict[str, Any], model: str, folder: Path) -> Addition:
+    where = _resolved(entry["file"], folder)
+    if not where.startswith("zoo:") and not Path(where).exists():
+        raise ValueError(f"There is no file {where}, which was added to {model}. Restore it.")
+    return Addition(where, entry["weight"], entry["role"])
+
+
+def _resolved(place: str, folder: Path) -> str:
+    return os.path.normpath(folder / place) if place.startswith(("./", "../")) else place
 
 
 def _compare(expert: Expert, expected: dict[str, str]) -> None:

@@ -1,53 +1,44 @@
-"""Single ``.safetensors`` files in the layout of the original Stable Diffusion code (LDM), as shared on model sites.
+"""Single ``.safetensors`` files as shared on model sites: SD 1.x, SD 2.x, SDXL, its refiner, SD3, SD3.5 and FLUX.
 
-Such a file holds weights without configuration. The configuration, the tokenizers and whatever the file leaves out
-come from a *base*: a diffusers folder or hub repository of the same architecture.
+Such a file holds weights without configuration, in the layout of the original code or of diffusers. The
+configuration, the tokenizers and whatever the file leaves out come from a *base*: a diffusers folder or hub repository
+of the same architecture. Every tensor of the file is read once, straight into its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import (
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLPipeline,
-)
-from diffusers.loaders.single_file_utils import SingleFileComponentError
+import diffusers
+import transformers
+from diffusers import DiffusionPipeline
+from torch import nn
 
-from diffusemble.experts.checksums import WEIGHTS, check_readable, folder_checksums, read_index, sha256
-from diffusemble.experts.folder import first_sentence, locate, open_folder, quiet
+from diffusemble.experts.assembly import Plan, choose, empty, fill
+from diffusemble.experts.checksums import DENOISERS, WEIGHTS, sha256
+from diffusemble.experts.folder import config_folder, index_of, locate, pin, quiet
+from diffusemble.experts.formats.checkpoint import Checkpoint, open_checkpoint
+from diffusemble.experts.formats.contents import CHECKPOINT, TEXT_STARTS, VAE_STARTS, Contents, contents_of
+from diffusemble.experts.formats.families import DENOISER, REPOSITORIES, alike, family_of_config
+from diffusemble.experts.formats.header import Header, read_header
+from diffusemble.experts.layouts.parts import denoiser_layouts, known_tensors, text_layouts, vae_layouts
+from diffusemble.experts.shelf import Shelf
 from diffusemble.experts.sources import Source
 
-_DENOISER = "model.diffusion_model."
-_PARTS = {
-    "vae": ("first_stage_model.", "vae."),
-    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.transformer."),
-    "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),
-}
 _REMEDY = (
     "Give base= a diffusers folder or hub id of the file's own architecture; it also supplies the parts that the file "
     "lacks. If that is what it was, copy or download the file again."
 )
-_OTHERS = {
-    "lora_": "a LoRA",
-    "control_model.": "a ControlNet",
-    "encoder.conv_in": "a VAE alone",
-    "down_blocks.": "a diffusers denoiser alone",
-}
 
 
-def open_file(file: Path, base: Source | None, dtype: torch.dtype) -> tuple[DiffusionPipeline, dict[str, str]]:
+def open_file(file: Path, base: Source, shelf: Shelf) -> tuple[DiffusionPipeline, dict[str, str]]:
     """Pipeline of a file, and the SHA-256 of what it was read from.
 
     Args:
-        file: a ``.safetensors`` file in LDM layout.
-        base: what gives configuration and missing parts; diffusers' default repository for the file by default.
-        dtype: number type of the weights.
+        file: a ``.safetensors`` file that holds a denoiser at least.
+        base: what gives configuration and missing parts.
+        shelf: parts that have been read before, and the number type of the weights.
 
     Returns:
         The pipeline, and checksums: of the file, and as ``base:<path>`` of text encoders that the base gave.
@@ -55,82 +46,143 @@ def open_file(file: Path, base: Source | None, dtype: torch.dtype) -> tuple[Diff
     Raises:
         ValueError: the file is damaged or holds something else, or does not fit the base.
     """
-    keys = check_readable(file)
-    _refuse_others(file, keys)
-    inside = tuple(part for part, starts in _PARTS.items() if any(key.startswith(starts) for key in keys))
-    parts = {} if base is None else _from_base(base, inside, dtype)
-    cls = parts.pop("class", _class_of(inside))
-    settings: dict[str, Any] = {} if base is None else {"config": _where(base), "revision": base.revision}
+    header = read_header(file)
+    contents = checkpoint_contents(header)
+    where = base.where if base.kind == "hub" else str(locate(base)[0])
+    index = index_of(where, base.revision)
+    denoiser = next(part for part in DENOISERS if index.get(part) is not None)
+    reader = _Reader(header, base, where, index, shelf)
+    reader.check_family(contents, denoiser)
+    inside = tuple(part for part in contents.parts if part in index and part not in DENOISERS)
+    with open_checkpoint(header) as checkpoint, quiet():
+        parts = {part: reader.part(part, checkpoint) for part in (denoiser, *inside)}
+    pipeline = shelf.open(where, base.revision, instead=parts)
+    _mark_schedule(pipeline, header)
+    others = shelf.checksums(base, (denoiser, *inside))
+    return pipeline, {WEIGHTS: sha256(file), **{f"base:{name}": checksum for name, checksum in others.items()}}
+
+
+def default_base(file: Path) -> Source:
+    """The hub repository that gives a file its configuration where no base was named, at its commit of now.
+
+    Raises:
+        ValueError: the file is none that can be read, or the hub cannot be reached.
+    """
+    header = read_header(file)
+    contents = checkpoint_contents(header)
+    repository = REPOSITORIES[contents.family or ""]
     try:
-        with quiet():
-            pipeline = cls.from_single_file(str(file), dtype=dtype, **settings, **parts)
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError, SingleFileComponentError) as error:
-        raise ValueError(_does_not_fit(file, base, cls, error)) from error
-    _check_complete(pipeline, keys, file, base)
-    _check_prediction(pipeline, keys, file)
-    return pipeline, {WEIGHTS: sha256(file), **_base_checksums(base, inside)}
-
-
-def _from_base(base: Source, inside: tuple[str, ...], dtype: torch.dtype) -> dict[str, Any]:
-    rest = open_folder(_where(base), dtype, revision=base.revision, without=("unet", *inside))
-    return {"class": type(rest), **{name: part for name, part in rest.components.items() if part is not None}}
-
-
-def _where(base: Source) -> str:
-    return base.where if base.kind == "hub" else str(locate(base)[0])
-
-
-def _base_checksums(base: Source | None, inside: tuple[str, ...]) -> dict[str, str]:
-    if base is None or base.kind == "hub":  # a hub base is pinned by its commit
-        return {}
-    folder, _ = locate(base)
-    checksums = folder_checksums(folder, read_index(folder), skip=("unet", *inside))
-    return {f"base:{file}": checksum for file, checksum in checksums.items()}
-
-
-def _class_of(inside: tuple[str, ...]) -> type:
-    if "text_encoder_2" not in inside:
-        return StableDiffusionPipeline
-    return StableDiffusionXLPipeline if "text_encoder" in inside else StableDiffusionXLImg2ImgPipeline
-
-
-def _refuse_others(file: Path, keys: frozenset[str]) -> None:
-    if any(key.startswith(_DENOISER) for key in keys):
-        return
-    fitting = (what for start, what in _OTHERS.items() if any(key.startswith(start) for key in keys))
-    raise ValueError(
-        f"{file} is no Stable Diffusion checkpoint: none of its {len(keys)} tensors starts with {_DENOISER!r}. It "
-        f"seems to be {next(fitting, 'something else')}. Give a full checkpoint, or a diffusers folder."
-    )
-
-
-def _check_complete(pipeline: DiffusionPipeline, keys: frozenset[str], file: Path, base: Source | None) -> None:
-    """Every tensor came from somewhere and every denoiser tensor of the file was used; diffusers checks neither."""
-    configuration = f"the configuration of {base or 'its default repository'}"
-    for part, module in pipeline.components.items():
-        tensors: Mapping[str, torch.Tensor] = module.state_dict() if isinstance(module, torch.nn.Module) else {}
-        for key, tensor in tensors.items():
-            if tensor.is_meta:
-                raise ValueError(f"{file} lacks the tensor {key!r} of the {part}, which {configuration} has. {_REMEDY}")
-    came, used = sum(key.startswith(_DENOISER) for key in keys), len(pipeline.unet.state_dict())
-    if came != used:
-        raise ValueError(f"{file} has {came} denoiser tensors, but {configuration} has {used} of them. {_REMEDY}")
-
-
-def _check_prediction(pipeline: DiffusionPipeline, keys: frozenset[str], file: Path) -> None:
-    prediction = pipeline.scheduler.config.prediction_type
-    if "v_pred" in keys and prediction != "v_prediction":  # the marker that model sites use
+        return pin(Source("hub", repository))
+    except ValueError as error:
         raise ValueError(
-            f"{file} is marked as predicting v, but its configuration says {prediction!r}. Give base= a diffusers "
-            f"folder whose scheduler has prediction_type 'v_prediction'."
+            f"{file} is {contents}; without base= its configuration comes from the hub repository {repository}, which "
+            f"could not be fetched. {_REMEDY}"
+        ) from error
+
+
+def checkpoint_contents(header: Header) -> Contents:
+    """What a checkpoint holds.
+
+    Raises:
+        ValueError: the file is none, or of a family that is not supported; the message says what it is.
+    """
+    contents = contents_of(header)
+    if contents.kind != CHECKPOINT:
+        what = f"It is {contents}" if contents.kind != "unknown" else "What it is cannot be told from its names"
+        raise ValueError(f"{header.file} is no checkpoint of a text-to-image model. {what}. {_use(contents)}")
+    if contents.family not in DENOISER:
+        raise ValueError(
+            f"{header.file} is {contents}, and of this family no single files are read. Families that are: "
+            f"{', '.join(DENOISER)}."
+        )
+    return contents
+
+
+class _Reader:
+    """Reads the parts of one file by the configurations of a base."""
+
+    def __init__(self, header: Header, base: Source, where: str, index: dict[str, Any], shelf: Shelf) -> None:
+        self.header, self.base, self.where, self.index, self.shelf = header, base, where, index, shelf
+
+    def check_family(self, contents: Contents, denoiser: str) -> None:
+        name = self.index[denoiser][1]
+        aesthetics = bool(self.index.get("requires_aesthetics_score"))
+        family = family_of_config(name, self._config(_class(self.index[denoiser]), denoiser), aesthetics)
+        if not alike(contents.family, family) or DENOISER[contents.family or ""] != denoiser:
+            raise ValueError(
+                f"{self.header.file} is {contents}, but the base {self.base} is {family or name}. Give base= a "
+                f"diffusers folder or hub id of {contents.family}."
+            )
+
+    def part(self, part: str, checkpoint: Checkpoint) -> nn.Module:
+        cls = _class(self.index[part])
+        try:
+            model = empty(cls, self._config(cls, part))
+            layouts = self._layouts(part, model)
+            plan = choose(model, layouts, checkpoint)
+            if part in DENOISERS:
+                self._refuse_left_over(plan, checkpoint, cls)
+            fill(model, plan, checkpoint, self.shelf.dtype, known_tensors(model, plan.prefix))
+        except KeyError as error:
+            raise ValueError(self._does_not_fit(part, cls, f"it lacks the tensor {error}")) from error
+        except (ValueError, RuntimeError, TypeError, OSError) as error:
+            raise ValueError(self._does_not_fit(part, cls, str(error))) from error
+        return model
+
+    def _config(self, cls: Any, part: str) -> Any:
+        place = config_folder(self.where, self.base.revision, part)
+        if issubclass(cls, transformers.PreTrainedModel):
+            return cls.config_class.from_pretrained(place)
+        return dict(cls.load_config(place))
+
+    def _layouts(self, part: str, model: nn.Module) -> Any:
+        if part in DENOISERS:
+            return denoiser_layouts(model)
+        return vae_layouts() if part == "vae" else text_layouts(part, model)
+
+    def _refuse_left_over(self, plan: Plan, checkpoint: Checkpoint, cls: Any) -> None:
+        others = tuple(start for starts in (VAE_STARTS, *TEXT_STARTS.values()) for start in starts)
+        rest = plan.left_over(checkpoint, but=(*others, "model_ema.", "cond_stage", "conditioner.", "text_encoders."))
+        rest = [key for key in rest if plan.prefix or "." in key]  # buffers of the training code, marks of model sites
+        if rest:
+            raise ValueError(f"it has {len(rest)} tensors that {cls.__name__} does not have there, such as {rest[0]!r}")
+
+    def _does_not_fit(self, part: str, cls: Any, reason: str) -> str:
+        return (
+            f"{self.header.file}: its {part} cannot be read as {cls.__name__} with the configuration of {self.base}: "
+            f"{reason}. {_REMEDY}"
         )
 
 
-def _does_not_fit(file: Path, base: Source | None, cls: type, error: Exception) -> str:
-    where = (
-        f"the configuration of {base}" if base else "the default configuration, which diffusers fetches from the hub"
-    )
-    reason = f"it lacks {error}" if isinstance(error, KeyError) else first_sentence(error)
-    if "meta tensor" in reason:  # what diffusers stumbles over when a tensor was not there to be read
-        reason = "it lacks tensors that this configuration has"
-    return f"{file} cannot be read as {cls.__name__} with {where} ({reason}). {_REMEDY}"
+def marked_schedule(header: Header) -> dict[str, Any]:
+    """Entries of a scheduler's configuration that a file itself tells, by the marks that model sites use."""
+    told = header.metadata.get("modelspec.prediction_type", "")
+    named = {"v": "v_prediction", "epsilon": "epsilon"}.get(told)
+    marks: dict[str, Any] = {} if named is None else {"prediction_type": named}
+    if "v_pred" in header.forms:
+        marks["prediction_type"] = "v_prediction"
+    if "ztsnr" in header.forms:
+        marks["rescale_betas_zero_snr"] = True
+    return marks
+
+
+def _mark_schedule(pipeline: DiffusionPipeline, header: Header) -> None:
+    """Let the file's own marks hold where they and the base's scheduler differ."""
+    scheduler: Any = pipeline.scheduler
+    marks = {key: value for key, value in marked_schedule(header).items() if key in scheduler.config}
+    if any(scheduler.config[key] != value for key, value in marks.items()):
+        pipeline.register_modules(scheduler=type(scheduler).from_config(scheduler.config, **marks))
+
+
+def _class(entry: list[str]) -> Any:
+    return getattr(diffusers if entry[0] == "diffusers" else transformers, entry[1])
+
+
+def _use(contents: Contents) -> str:
+    if contents.kind in ("LoRA", "LyCORIS", "textual inversion"):
+        return "It goes on top of a model: model.safetensors+this.safetensors."
+    if contents.kind == "VAE":
+        return "It goes with a model: model.safetensors+this.safetensors, or vae= for all experts."
+    if contents.kind == "ControlNet":
+        return "It goes to ensemble.pipeline(cls, controlnet=...), opened with diffusers' ControlNetModel."
+    return "Give a full checkpoint, or a diffusers folder."

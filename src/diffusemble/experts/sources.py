@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+from diffusemble.experts.formats.header import CONVERT, PICKLES, disguise
 
 Kind = Literal["folder", "hub", "file", "zoo"]
 
 INDEX = "model_index.json"
 _HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
-_PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 _ACCEPTED = 'a diffusers folder, a hub id such as "org/name", a .safetensors file, or "zoo:<name>"'
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A file that is put on top of a model: LoRA, LyCORIS, textual inversion or VAE.
+
+    Attributes:
+        where: the file; for a VAE also a folder or ``"zoo:<name>"``.
+        weight: how much of a LoRA is taken.
+        role: ``"vae"`` where only the VAE of ``where`` is meant; else what the file is decides.
+    """
+
+    where: str
+    weight: float = 1.0
+    role: Literal["vae"] | None = None
+
+    def __str__(self) -> str:
+        """The addition as users write it behind a plus sign."""
+        start = "" if self.role is None else f"{self.role}="
+        return f"{start}{self.where}" + ("" if self.weight == 1 else f":{self.weight:g}")
+
+    @property
+    def name(self) -> str:
+        """Short name: that of the file or folder, with the weight."""
+        return str(replace(self, where=Path(os.path.abspath(self.where)).name))
 
 
 @dataclass(frozen=True)
@@ -25,23 +52,26 @@ class Source:
         kind: what sort of place it is.
         where: path of the folder or file, hub repository, or name in the zoo.
         revision: branch, tag or commit of a hub repository.
+        added: files on top of the model, in order.
     """
 
     kind: Kind
     where: str
     revision: str | None = None
+    added: tuple[Addition, ...] = ()
 
     def __str__(self) -> str:
         """The source as users write it."""
-        if self.kind == "zoo":
-            return f"zoo:{self.where}"
-        return self.where if self.revision is None else f"{self.where}@{self.revision}"
+        start = f"zoo:{self.where}" if self.kind == "zoo" else self.where
+        pinned = "" if self.revision is None else f"@{self.revision}"
+        return "+".join((start + pinned, *map(str, self.added)))
 
     @property
     def name(self) -> str:
-        """Short name: the last part of the path or repository, without a file's ending."""
+        """Short name: the last part of the path or repository, without a file's ending, and those of additions."""
         path = Path(os.path.abspath(self.where))
-        return path.stem if self.kind == "file" else path.name
+        own = path.stem if self.kind == "file" else path.name
+        return "+".join((own, *(Path(one.where).stem for one in self.added if one.role is None)))
 
 
 def parse_sources(given: str | Path | Sequence[str | Path]) -> tuple[Source, ...]:
@@ -57,13 +87,77 @@ def parse_sources(given: str | Path | Sequence[str | Path]) -> tuple[Source, ...
 
 
 def parse_source(given: str | Path) -> tuple[Source, ...]:
-    """The models behind one string or path.
+    """The models behind one string or path: ``model``, or ``model+style.safetensors:0.7+other.safetensors``.
 
     Raises:
-        ValueError: it is missing, unknown or of an unsupported type.
+        ValueError: it, or what is added to it, is missing, unknown or of an unsupported type.
     """
     if not isinstance(given, (str, Path)) or not str(given).strip():
         raise ValueError(f"A source of experts is {_ACCEPTED}; got {given!r}.")
+    first, added = split_source(str(given))
+    return tuple(replace(source, added=added) for source in _models(first if isinstance(given, str) else Path(first)))
+
+
+def split_source(text: str) -> tuple[str, tuple[Addition, ...]]:
+    """A source as users write it, without and with only what is added to it.
+
+    Raises:
+        ValueError: something added is missing or of an unsupported type.
+    """
+    first, *rest = _pieces(text)
+    return first, tuple(parse_addition(piece, first) for piece in rest)
+
+
+def parse_addition(text: str, model: str) -> Addition:
+    """An addition to ``model`` as users write it: ``style.safetensors:0.7``, or ``vae=FILE-OR-FOLDER``.
+
+    Raises:
+        ValueError: there is no such file, it is of an unsupported type, or the weight is no number.
+    """
+    found = re.fullmatch(r"(?P<vae>vae=)?(?P<where>.+?)(?::(?P<weight>[^:/\\]*))?", text)
+    if found is None:
+        raise ValueError(f"Behind a plus sign comes a file, as in {model}+style.safetensors:0.7; got {text!r}.")
+    where, weight, role = found["where"], found["weight"], "vae" if found["vae"] else None
+    if role and text.removeprefix("vae=").startswith("zoo:"):
+        where, weight = text.removeprefix("vae="), None
+    path = Path(where).expanduser()
+    if path.suffix in PICKLES:
+        raise ValueError(f"{where} is a pickle file, and opening one can run any program hidden in it. {CONVERT}")
+    known = path.is_file() or (role is not None and (path.is_dir() or where.startswith("zoo:")))
+    if not known or (path.is_file() and path.suffix != ".safetensors"):
+        raise ValueError(
+            f"There is no .safetensors file {where} to add to {model} (looked in {Path.cwd()}). Behind a plus sign "
+            f"comes a LoRA, LyCORIS, textual inversion or VAE, for example {model}+style.safetensors:0.7."
+        )
+    return Addition(where, _weight(weight, where, model), "vae" if role else None)
+
+
+def _weight(text: str | None, where: str, model: str) -> float:
+    try:
+        weight = 1.0 if text is None else float(text)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise ValueError(f"The weight of {where} must be a number, as in {model}+{where}:0.7; got {text!r}.")
+    return weight
+
+
+def _pieces(text: str) -> list[str]:
+    """``text`` cut at its plus signs, but for those in the names of files that exist."""
+    parts, found = text.split("+"), []
+    while parts:
+        exists = (n for n in range(len(parts), 0, -1) if _place("+".join(parts[:n])).exists())
+        count = next(exists, 1)
+        found.append("+".join(parts[:count]))
+        parts = parts[count:]
+    return found
+
+
+def _place(piece: str) -> Path:
+    return Path(re.sub(r":-?[\d.]+$", "", piece.removeprefix("vae="))).expanduser()
+
+
+def _models(given: str | Path) -> tuple[Source, ...]:
     text = str(given)
     if text.startswith("zoo:"):
         return _from_zoo(text.removeprefix("zoo:"))
@@ -74,10 +168,10 @@ def parse_source(given: str | Path) -> tuple[Source, ...]:
     path = Path(text).expanduser()
     if path.is_dir():
         return (_folder(path),)
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise ValueError(
             f"{text} is a pickle file, and opening one can run any program hidden in it; only .safetensors files are "
-            f"read. Look for the .safetensors version of this model, or convert the file in a place you can throw away."
+            f"read. {CONVERT}"
         )
     if path.is_file():
         return (_file(path),)
@@ -116,5 +210,6 @@ def _folder(path: Path) -> Source:
 
 def _file(path: Path) -> Source:
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} is a {path.suffix or 'nameless'} file, but a source is {_ACCEPTED}.")
+        what = disguise(path) or f"is a {path.suffix or 'nameless'} file, but a source is {_ACCEPTED}."
+        raise ValueError(f"{path} {what}")
     return Source("file", str(path))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusemble.experts.checksums import DENOISERS, WEIGHTS, read_index, sha256, weight_files
 from diffusemble.experts.expert import FREE_CONFIG
-from diffusemble.experts.folder import locate
+from diffusemble.experts.folder import locate, refuse_added
 from diffusemble.experts.sources import Source
 from diffusemble.merging.tensor_files import Form, TensorFile
 
@@ -73,6 +73,7 @@ def find(source: Source) -> Model:
     Raises:
         ValueError: it cannot be reached, or has no safetensors files.
     """
+    refuse_added(source)
     if source.kind == "file":
         file = Path(source.where).expanduser()
         return Model(str(source), file, {WHOLE: (file,)})

@@ -1,0 +1,88 @@
+"""Another VAE for an expert: from a file of its own, from a checkpoint, or from a diffusers folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from diffusemble.experts.assembly import choose, empty, fill
+from diffusemble.experts.checksums import sha256
+from diffusemble.experts.expert import latent_space
+from diffusemble.experts.folder import first_sentence, quiet
+from diffusemble.experts.formats.checkpoint import open_checkpoint
+from diffusemble.experts.formats.contents import VAE, VAE_STARTS, contents_of
+from diffusemble.experts.formats.header import Header, read_header
+from diffusemble.experts.layouts.parts import vae_layouts
+from diffusemble.experts.sources import Addition
+
+
+def other_vae(own: Any, added: Addition, dtype: torch.dtype) -> tuple[Any, str]:
+    """The VAE that takes the place of an expert's own, and the SHA-256 of its file.
+
+    Args:
+        own: the expert's, whose configuration tells the latent space.
+        added: where the other one is.
+        dtype: number type of its weights.
+
+    Raises:
+        ValueError: there is no VAE, or its latents mean something else.
+    """
+    if own is None:
+        raise ValueError(f"{added.where}: this model has no VAE whose place another one could take.")
+    place = _folder(added.where)
+    if place is None:
+        header = read_header(Path(added.where).expanduser())
+        vae, file = _from_file(own, header, dtype), header.file
+    else:
+        vae, file = _from_folder(place, dtype), place / "diffusion_pytorch_model.safetensors"
+    mine, other = latent_space(vae), latent_space(own)
+    for key, value in mine.items():
+        if value != other[key]:
+            raise ValueError(
+                f"The VAE of {added.where} has {key} {value!r}, but the model's own has {other[key]!r}. Give a VAE of "
+                f"the model's family."
+            )
+    return vae, sha256(file)
+
+
+def _folder(where: str) -> Path | None:
+    """The folder of a VAE: a zoo model's, a pipeline's, or its own."""
+    if where.startswith("zoo:"):
+        from diffusemble import zoo
+
+        return zoo.folder(where.removeprefix("zoo:")) / "vae"
+    path = Path(where).expanduser()
+    if path.is_file():
+        return None
+    inside = path / "vae" if (path / "vae").is_dir() else path
+    if not (inside / "config.json").is_file():
+        raise ValueError(f"{path} has no VAE: neither a folder vae nor a config.json. Give a VAE's folder or file.")
+    return inside
+
+
+def _from_folder(place: Path, dtype: torch.dtype) -> Any:
+    try:
+        with quiet():
+            return AutoencoderKL.from_pretrained(str(place), dtype=dtype, use_safetensors=True).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{place} cannot be opened as a VAE ({first_sentence(error)}). Copy it again.") from error
+
+
+def _from_file(own: Any, header: Header, dtype: torch.dtype) -> Any:
+    contents = contents_of(header)
+    if contents.kind != VAE and not header.has(*VAE_STARTS):
+        raise ValueError(f"{header.file} holds no VAE: it is {contents}. Give a VAE's file or folder.")
+    vae = empty(type(own), dict(own.config))
+    with open_checkpoint(header) as checkpoint:
+        plan = choose(vae, vae_layouts(alone=contents.kind == VAE), checkpoint)
+        try:
+            fill(vae, plan, checkpoint, dtype)
+        except (KeyError, ValueError) as error:
+            what = f"it lacks the tensor {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(
+                f"The VAE in {header.file} is not built like the model's own: {what}. Give a VAE of the model's family."
+            ) from error
+    return vae

@@ -1,0 +1,126 @@
+"""Tensors of a checkpoint, read one by one; fp8 weights with scales come back as what they stand for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from diffusemble.experts.formats.header import Header
+
+_FP8 = ("F8_E4M3", "F8_E5M2")
+_FLOATS = ("F64", "F32", "F16", "BF16", *_FP8)
+_SCALES = (".scale_weight", ".weight_scale")
+_NOTES = (".scale_input", ".input_scale", ".comfy_quant")  # how to compute in fp8, which is not done here
+_MARKER = "scaled_fp8"
+_QUANTISED = (
+    (r".*\.quant_state\.bitsandbytes__nf4", "nf4 (bitsandbytes, 4 bits)"),
+    (r".*\.quant_state\.bitsandbytes__fp4", "fp4 (bitsandbytes, 4 bits)"),
+    (r".*\.SCB$", "int8 (bitsandbytes)"),
+    (r".*\.(?:wscales|smooth_factor|smooth)$", "SVDQuant (4 bits)"),
+    (r".*\.weight_scale_2$", "nvfp4 (4 bits)"),
+    (r".*\.qzeros$", "GPTQ"),
+    (r".*\.weight\._data$", "quanto"),
+    (r".*\.absmax$", "a block-wise quantisation (bitsandbytes)"),
+)
+
+
+def quantisation(header: Header) -> str | None:
+    """How the weights of a file are quantised, if they are so that they cannot be read here."""
+    for pattern, name in _QUANTISED:
+        if any(re.match(pattern, key) for key in header.forms):
+            return name
+    odd = {form.dtype for key, form in header.forms.items() if key.endswith(".weight") and len(form.shape) > 1}
+    odd -= {*_FLOATS}
+    return ", ".join(sorted(odd)) if odd else None
+
+
+def is_scaled(header: Header) -> bool:
+    """Whether fp8 weights come with scales that they have to be multiplied by."""
+    return any(_scaled(header, key) for key in header.forms)
+
+
+class Checkpoint:
+    """The tensors of one file by name, without what belongs to their storage.
+
+    Attributes:
+        header: of the file.
+        shapes: of the tensors.
+    """
+
+    def __init__(self, header: Header, opened: Any) -> None:
+        self.header = header
+        self._opened = opened
+        self.shapes = {key: form.shape for key, form in header.forms.items() if not _is_storage(header, key)}
+
+    def read(self, key: str) -> Tensor:
+        """One tensor; of a scaled fp8 weight, what it stands for in float32.
+
+        Raises:
+            ValueError: fp8 weights are stored in a way that is not known here.
+        """
+        tensor: Tensor = self._opened.get_tensor(key)
+        stem = key.removesuffix(".weight")
+        note = f"{stem}.comfy_quant"
+        if note in self.header.forms:
+            self._check(note)
+        scale = next((stem + end for end in _SCALES if stem + end in self.header.forms), None)
+        if scale is None or self.header.forms[key].dtype not in _FP8:
+            return tensor
+        factor: Tensor = self._opened.get_tensor(scale).float()
+        return tensor.float() * factor.reshape(-1, *[1] * (tensor.ndim - 1))
+
+    def _check(self, note: str) -> None:
+        text = bytes(self._opened.get_tensor(note).tolist()).decode(errors="replace")
+        try:
+            kind = json.loads(text).get("format", "")
+        except (ValueError, AttributeError):
+            kind = text
+        if not kind.startswith("float8"):
+            raise ValueError(
+                f"{self.header.file} is quantised in the format {kind!r}, which cannot be read here. Give its fp8, "
+                f"bf16 or fp16 version."
+            )
+
+
+@contextmanager
+def open_checkpoint(header: Header) -> Iterator[Checkpoint]:
+    """The tensors of a file, as long as the block runs.
+
+    Raises:
+        ValueError: the weights are quantised in a way that cannot be read here, or the file is damaged.
+    """
+    kind = quantisation(header)
+    if kind is not None:
+        raise ValueError(
+            f"{header.file} is quantised: {kind}, which cannot be read here. Give its fp8, bf16 or fp16 version."
+        )
+    try:
+        opened = safe_open(str(header.file), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{header.file} is damaged ({error}). Copy or download it again.") from error
+    with opened:
+        yield Checkpoint(header, opened)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in another number type, if it holds fractions."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _is_storage(header: Header, key: str) -> bool:
+    return key == _MARKER or key.endswith(_NOTES) or _scaled(header, key)
+
+
+def _scaled(header: Header, key: str) -> bool:
+    for end in _SCALES:
+        weight = key.removesuffix(end) + ".weight"
+        if key.endswith(end) and weight in header.forms:
+            return header.forms[weight].dtype in _FP8
+    return False

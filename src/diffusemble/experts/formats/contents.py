@@ -1,0 +1,134 @@
+"""What a safetensors file holds, as far as names and shapes of its tensors tell."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from diffusemble.experts.formats.adapters import adapter_kind, is_adapter
+from diffusemble.experts.formats.families import DENOISER, SHORT, family_of_denoiser
+from diffusemble.experts.formats.header import Header
+
+CHECKPOINT, EMBEDDING, VAE = "checkpoint", "textual inversion", "VAE"
+ADAPTERS = ("LoRA", "LyCORIS")
+
+VAE_STARTS = ("first_stage_model.", "vae.")
+TEXT_STARTS = {
+    "text_encoder": (
+        "cond_stage_model.",
+        "conditioner.embedders.0.transformer.",
+        "text_encoders.clip_l.",
+        "text_encoder.",
+    ),
+    "text_encoder_2": (
+        "conditioner.embedders.1.",
+        "conditioner.embedders.0.model.",
+        "text_encoders.clip_g.",
+        "text_encoder_2.",
+    ),
+    "text_encoder_3": ("text_encoders.t5xxl.", "text_encoder_3."),
+}
+_OWN = {
+    "diffusemble.aggregator": "aggregator of diffusemble",
+    "diffusemble.control": "control of diffusemble",
+    "diffusemble.lora_rank": "LoRA of a distilled ensemble of diffusemble",
+}
+_VAE_ALONE = ("encoder.conv_in.", "decoder.conv_in.", "encoder.down_blocks.", "decoder.up_blocks.")
+_CONTROLNETS = ("control_model.", "controlnet_cond_embedding.", "controlnet_blocks.", "controlnet_x_embedder.")
+_OTHERS = (
+    (r"image_proj\.|ip_adapter\.", "IP-Adapter"),
+    (r"adapter\.body\.|body\.\d+\.(?:block|resnets|in_conv)", "T2I-Adapter"),
+    (r".*motion_modules\.", "motion module (AnimateDiff)"),
+    (
+        r"(?:text_model\.|encoder\.layers\.|transformer\.resblocks\.|encoder\.block\.\d+\.layer|embeddings\.token)",
+        "text encoder",
+    ),
+    (r"(?:params_ema\.)?(?:conv_first|body\.\d+\.rdb|model\.\d+\.sub|RRDB_trunk)", "upscaler (ESRGAN)"),
+    (r"vision_model\.|visual\.", "image encoder (CLIP vision)"),
+)
+_TOO_SHORT = 8  # tensors that a model has at least
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds.
+
+    Attributes:
+        kind: ``"checkpoint"``, ``"LoRA"``, ``"LyCORIS"``, ``"textual inversion"``, ``"VAE"``, ``"ControlNet"``, ...
+        family: of a checkpoint or of what is made for one: ``"SD 1.x"``, ``"SDXL"``, ``"FLUX.1"``, ...; None where
+            names and shapes do not tell.
+        parts: of a checkpoint, by the names diffusers gives them.
+        layout: of a checkpoint's denoiser: ``"original"`` or ``"diffusers"``.
+    """
+
+    kind: str
+    family: str | None = None
+    parts: tuple[str, ...] = ()
+    layout: str | None = None
+
+    def __str__(self) -> str:
+        """As a sentence calls it: ``an SDXL checkpoint``, ``a LoRA for FLUX.1``."""
+        if self.kind == CHECKPOINT:
+            name = f"{self.family or ''} checkpoint".strip()
+        else:
+            name = f"{self.kind} for {self.family}" if self.family else self.kind
+        # Letters that are spelled with a vowel at their beginning: an SD 1.x checkpoint, an IP-Adapter, an upscaler.
+        return f"{'an' if re.match('SD|[aeioAEIO]|up', name) else 'a'} {name}"
+
+
+def contents_of(header: Header) -> Contents:
+    """What a file holds; ``kind`` is ``"unknown"`` where nothing fits."""
+    for key, what in _OWN.items():
+        if key in header.metadata:
+            return Contents(what)
+    if is_adapter(header):
+        return Contents(*adapter_kind(header))
+    if header.has(*_CONTROLNETS):
+        return Contents("ControlNet", _of_controlnet(header))
+    embedding = _embedding(header)
+    if embedding is not None:
+        return embedding
+    found = family_of_denoiser(header)
+    if found is not None:
+        family, layout = found
+        return Contents(CHECKPOINT, family, _parts(header, family), layout)
+    if header.has(*_VAE_ALONE) or header.has(*VAE_STARTS):
+        return Contents(VAE)
+    for pattern, what in _OTHERS:
+        if any(re.match(pattern, key) for key in header.forms):
+            return Contents(what)
+    return Contents("unknown")
+
+
+def _parts(header: Header, family: str) -> tuple[str, ...]:
+    # What is left of a text encoder that was taken out (its numbered positions) is none.
+    real = [key for key in header.forms if not key.endswith(("position_ids", "logit_scale"))]
+    text = [part for part, starts in TEXT_STARTS.items() if any(key.startswith(starts) for key in real)]
+    if family == "FLUX.1" and "text_encoder_3" in text:
+        text[text.index("text_encoder_3")] = "text_encoder_2"  # its T5 is the second one
+    vae = ["vae"] if header.has(*VAE_STARTS) else []
+    return (DENOISER.get(family, "denoiser"), *vae, *text)
+
+
+def _embedding(header: Header) -> Contents | None:
+    keys = set(header.forms)
+    if keys and keys <= {"clip_l", "clip_g"}:
+        return Contents(EMBEDDING, "SDXL")
+    if keys == {"emb_params"} or (len(keys) == 1 and _looks_like_vectors(header, *keys)):
+        width = header.shape(next(iter(keys)))[-1:]
+        return Contents(EMBEDDING, {768: SHORT["sd1"], 1024: SHORT["sd2"]}.get(width[0] if width else 0))
+    return None
+
+
+def _looks_like_vectors(header: Header, key: str) -> bool:
+    named = key.endswith((".weight", ".bias")) or "." in key
+    return not named and len(header.shape(key)) in (1, 2) and header.forms[key].dtype.startswith(("F", "BF"))
+
+
+def _of_controlnet(header: Header) -> str | None:
+    if header.has("control_model.label_emb.", "add_embedding."):
+        return SHORT["sdxl"]
+    if header.has("transformer_blocks.", "controlnet_x_embedder."):
+        return "FLUX.1" if header.has("single_transformer_blocks.", "controlnet_x_embedder.") else "SD 3.x"
+    widths = {header.shape(key)[-1] for key in header.forms if key.endswith("attn2.to_k.weight")}
+    return {768: SHORT["sd1"], 1024: SHORT["sd2"]}.get(max(widths, default=0))

@@ -1,0 +1,50 @@
+"""FLUX in the layout of its original code (Black Forest Labs)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusemble.experts.layouts.origin import Fused, Origin, Rule, Shapes, follow
+
+_DOUBLE, _SINGLE = r"transformer_blocks\.\d+\.attn\.", r"single_transformer_blocks\.\d+\."
+_FUSED = (
+    Fused(_DOUBLE, ("to_q", "to_k", "to_v"), "qkv"),
+    Fused(_DOUBLE, ("add_q_proj", "add_k_proj", "add_v_proj"), "add_qkv"),
+    Fused(_SINGLE, ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "linear1"),
+)
+_RULES: tuple[Rule, ...] = (
+    (r"^time_text_embed\.timestep_embedder\.", "time_in."),
+    (r"^time_text_embed\.text_embedder\.", "vector_in."),
+    (r"^time_text_embed\.guidance_embedder\.", "guidance_in."),
+    (r"_in\.linear_1\.", "_in.in_layer."),
+    (r"_in\.linear_2\.", "_in.out_layer."),
+    (r"^context_embedder\.", "txt_in."),
+    (r"^x_embedder\.", "img_in."),
+    (r"^proj_out\.", "final_layer.linear."),
+    (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."),
+    (r"^single_transformer_blocks\.", "single_blocks."),
+    (r"^(single_blocks\.\d+)\.norm\.linear\.", r"\1.modulation.lin."),
+    (r"^(single_blocks\.\d+)\.attn\.norm_q\.weight", r"\1.norm.query_norm.scale"),
+    (r"^(single_blocks\.\d+)\.attn\.norm_k\.weight", r"\1.norm.key_norm.scale"),
+    (r"^(single_blocks\.\d+)\.proj_out\.", r"\1.linear2."),
+    (r"^transformer_blocks\.", "double_blocks."),
+    (r"\.norm1\.linear\.", ".img_mod.lin."),
+    (r"\.norm1_context\.linear\.", ".txt_mod.lin."),
+    (r"\.attn\.qkv\.", ".img_attn.qkv."),
+    (r"\.attn\.add_qkv\.", ".txt_attn.qkv."),
+    (r"\.attn\.norm_q\.weight", ".img_attn.norm.query_norm.scale"),
+    (r"\.attn\.norm_k\.weight", ".img_attn.norm.key_norm.scale"),
+    (r"\.attn\.norm_added_q\.weight", ".txt_attn.norm.query_norm.scale"),
+    (r"\.attn\.norm_added_k\.weight", ".txt_attn.norm.key_norm.scale"),
+    (r"\.attn\.to_out\.0\.", ".img_attn.proj."),
+    (r"\.attn\.to_add_out\.", ".txt_attn.proj."),
+    (r"\.ff\.net\.0\.proj\.", ".img_mlp.0."),
+    (r"\.ff\.net\.2\.", ".img_mlp.2."),
+    (r"\.ff_context\.net\.0\.proj\.", ".txt_mlp.0."),
+    (r"\.ff_context\.net\.2\.", ".txt_mlp.2."),
+)
+
+
+def flux(model: Any, shapes: Shapes) -> dict[str, Origin]:
+    """Origins of a FLUX transformer's tensors; the last modulation has shift before scale in the file."""
+    return follow(shapes, _RULES, _FUSED, swapped=r"norm_out\.linear\.")
