@@ -187,7 +187,7 @@ def maps_sum_to_one(name: str, family: Family = UNET) -> None:
         call.of(ensemble)
     assert (len(maps), maps.points) == (family.few[-1] + 1, ensemble.points)
     there = [calls for calls in maps.calls if calls]
-    assert len(there) == (1 if name in ONLY_LAST else 25)
+    assert len(there) == (1 if name in ONLY_LAST else len(maps))
     sides = {tuple(calls[0].shape[2:]) for calls in there}
     assert sides == ({family.latents[1:]} if name in ONLY_LAST else family.sides)
     for calls in there:
