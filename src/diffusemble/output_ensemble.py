@@ -84,9 +84,9 @@ class OutputEnsembleDenoiser(EnsembleDenoiser):
 
         def predict(sample: Tensor, time: Any) -> Tensor:
             same = time is given and family.time_unit == first.time_unit
-            own = call.timestep if same else time / family.time_unit
+            own = torch.as_tensor(call.timestep if same else time / family.time_unit, device=sample.device)
             arguments = family.arguments(sample, conditions, call.inputs)
-            return family.predict(sample, own, arguments)[:, : family.channels]
+            return family.predict(sample, own.reshape(-1).expand(len(sample)), arguments)[:, : family.channels]
 
         return predict_in(self.terms[0], self.terms[index], predict, call.sample, given)
 
@@ -121,6 +121,10 @@ class OutputEnsembleDenoiser(EnsembleDenoiser):
     def points(self) -> tuple[str, ...]:
         """The one point where experts meet."""
         return (POINT,)
+
+    def reading(self, text: Any) -> OutputEnsembleDenoiser:
+        """Itself: the text of all experts comes in one packing, whatever the architecture of the first one."""
+        return self
 
     def pipeline(self, cls: type | None = None, **components: Any) -> Any:
         """A ready diffusers pipeline around the ensemble.

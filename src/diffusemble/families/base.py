@@ -87,11 +87,11 @@ class Family:
         """The expert's own diffusers pipeline, to read prompts with."""
         cls: Any = self.expert.pipeline_class
         taken = inspect.signature(cls).parameters
-        parts = {**dict.fromkeys(getattr(cls, "_optional_components", ())), **self.parts}
+        parts = {**dict.fromkeys(taken), **self.parts}
         parts["unet" if "unet" in taken else "transformer"] = self.denoiser
-        if "requires_safety_checker" in taken:
-            parts["requires_safety_checker"] = parts.get("safety_checker") is not None
-        return cls(**{name: part for name, part in parts.items() if name in taken})
+        parts["requires_safety_checker"] = parts.get("safety_checker") is not None
+        given = {name for name in taken if parts[name] is not None or taken[name].default is inspect.Parameter.empty}
+        return cls(**{name: parts[name] for name in given})
 
     # -- the denoiser ----------------------------------------------------------------------------------------------
 

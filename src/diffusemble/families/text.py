@@ -8,6 +8,7 @@ as on any other embedding.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,7 +106,8 @@ class OutputTextEncoder(nn.Module):
 
     @property
     def _stands_for(self) -> Any:
-        return self.families[0].parts[self.name]
+        parts = self.families[0].parts
+        return parts.get(self.name) or parts["text_encoder"]
 
     @property
     def config(self) -> Any:
@@ -140,7 +142,7 @@ class OutputTextEncoder(nn.Module):
         slot = 1 if self.name == "text_encoder_2" else 0
         pooled = self.families[0].pooled(conditions[0], slot)
         pooled = None if pooled is None else pooled.to(self.dtype)
-        if type(self._stands_for).__name__.endswith("WithProjection"):
+        if self.copies == 1 and type(self._stands_for).__name__.endswith("WithProjection"):
             return CLIPTextModelOutput(text_embeds=pooled, last_hidden_state=token, hidden_states=layers)
         return BaseModelOutputWithPooling(last_hidden_state=token, pooler_output=pooled, hidden_states=layers)
 
@@ -167,6 +169,8 @@ def text_parts(families: Sequence[Family]) -> dict[str, Any]:
     """
     first = families[0].parts
     names = [name for name in first if name.startswith("text_encoder") and first[name] is not None]
+    if "text_encoder_3" in inspect.signature(families[0].expert.pipeline_class or object).parameters:
+        names = ["text_encoder", "text_encoder_2", "text_encoder_3"]  # also where SD3 does without T5
     wide = {"text_encoder_3": 2}  # SD3: T5's tokens follow those of two encoders side by side
     parts: dict[str, Any] = {name: OutputTextEncoder(families, name, wide.get(name, 1)) for name in names}
     parts |= {name.replace("text_encoder", "tokenizer"): SpellingTokenizer() for name in names}

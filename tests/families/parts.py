@@ -1,0 +1,134 @@
+"""Experts that differ: tiny real pipelines with their own schedules, predictions, text encoders and architectures."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from diffusemble.experts.expert import Expert
+from tiny import as_expert, randomised, tiny_pipeline, tiny_scheduler, tiny_text_encoder, tiny_unet, tiny_vae
+from tiny_dit import T5_WIDTH, tiny_flow_scheduler, tiny_t5, tiny_t5_tokenizer
+
+ATOL = 2e-5
+
+
+def other_tokenizer(length: int = 11) -> CLIPTokenizer:
+    """A tokenizer that spells with other numbers, and to another length, than ``tiny_tokenizer``."""
+    letters = [chr(number) for number in range(126, 32, -1)]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *(letter + "</w>" for letter in letters), *letters]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=length)
+
+
+def stable(name: str = "sd1", seed: int = 0) -> Expert:
+    """Like SD 1.x: predicts noise."""
+    return as_expert(tiny_pipeline(seed), name)
+
+
+def wider(name: str = "sd2") -> Expert:
+    """Like SD 2.x: predicts v, with a wider text encoder and a tokenizer of its own."""
+    pipeline = tiny_pipeline(
+        1,
+        unet=tiny_unet(1, cross_attention_dim=40),
+        text_encoder=tiny_text_encoder(3, hidden_size=40),
+        tokenizer=other_tokenizer(),
+        scheduler=tiny_scheduler(prediction_type="v_prediction"),
+    )
+    return as_expert(pipeline, name)
+
+
+def tiny_pixart_pipeline(seed: int = 0, **config: Any) -> PixArtSigmaPipeline:
+    """PixArt-Σ with the VAE of the other tiny pipelines; it also learned its variance."""
+    torch.manual_seed(seed)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 6, "cross_attention_dim": 12, "num_layers": 2}
+    latents = {"in_channels": 4, "out_channels": 8, "sample_size": 8, "patch_size": 2, "norm_num_groups": 4}
+    transformer = PixArtTransformer2DModel(**{**sizes, **latents, "caption_channels": T5_WIDTH, **config})
+    pipeline = PixArtSigmaPipeline(
+        tokenizer=tiny_t5_tokenizer(),
+        text_encoder=tiny_t5(seed),
+        vae=tiny_vae(),
+        transformer=randomised(transformer, seed),
+        scheduler=tiny_scheduler(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(pipeline: Any, **options: Any) -> np.ndarray:
+    """Pictures of a pipeline in two steps, always from the same noise."""
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {
+        "prompt": "a red fox",
+        "negative_prompt": "blurry, of many fingers",
+        "num_inference_steps": 2,
+        "guidance_scale": 4.0,
+        "height": 16,
+        "width": 16,
+        "output_type": "np",
+        "generator": torch.Generator().manual_seed(11),
+    }
+    if isinstance(pipeline, PixArtSigmaPipeline):
+        settings |= {"use_resolution_binning": False, "clean_caption": False}
+    return pipeline(**{**settings, **options}).images
+
+
+# -- one network, retrained exactly ------------------------------------------------------------------------------------
+
+
+class _Retrained(UNet2DConditionModel):
+    """A denoiser that has learned by heart what another one says, in terms of its own; formulas written out anew."""
+
+    def learn(self, by_heart: Any, terms: str) -> None:
+        self.__dict__["by_heart"] = by_heart
+        self.terms = terms
+        self.ratios = ratios(tiny_scheduler().alphas_cumprod)
+        self.linear = ratios(LINEAR.alphas_cumprod)
+
+    @wraps(UNet2DConditionModel.forward)
+    def forward(self, sample: Tensor, timestep: Any, **inputs: Any) -> Any:
+        times = torch.as_tensor(timestep).reshape(-1).expand(len(sample)).double().numpy()
+        if self.terms == "flow":
+            ratio = np.log(times / 1000) - np.log1p(-times / 1000)
+        else:
+            ratio = np.interp(times, np.arange(1000), self.linear if self.terms == "linear" else self.ratios)
+        asked = np.interp(ratio, self.ratios, np.arange(1000))
+        sigma, alpha = (torch.tensor(part).view(-1, 1, 1, 1) for part in (expit(ratio), expit(-ratio)))
+        size = sigma + alpha if self.terms == "flow" else (sigma**2 + alpha**2) ** 0.5
+        sigma, alpha = sigma / size, alpha / size  # of the latents that came
+        latents = sample / ((sigma**2 + alpha**2) ** 0.5).float()
+        times = timestep if self.terms == "v" else torch.tensor(asked).float()
+        (noise,) = self.by_heart(latents, times, **{**inputs, "return_dict": False})
+        clean = (sample - sigma * noise) / alpha
+        said = {"v": alpha * noise - sigma * clean, "flow": noise - clean, "linear": noise, "sample": clean}
+        return (said[self.terms].to(sample.dtype),)
+
+
+def retrained(expert: Expert, terms: str) -> Expert:
+    """``expert`` in other ``terms``: ``"v"``, ``"sample"``, ``"linear"`` (another schedule) or ``"flow"``."""
+    twin = _Retrained.from_config(expert.denoiser.config).eval()
+    twin.learn(expert.denoiser, terms)
+    kinds = {"v": "v_prediction", "sample": "sample", "linear": "epsilon"}
+    scheduler: Any = LINEAR if terms == "linear" else None
+    if scheduler is None and terms != "flow":
+        scheduler = tiny_scheduler(prediction_type=kinds[terms])
+    parts = {**expert.components, "scheduler": scheduler or tiny_flow_scheduler()}
+    return Expert(f"{expert.name} in {terms}", twin, parts, expert.pipeline_class)
+
+
+def ratios(bars: Tensor) -> np.ndarray:
+    """ln(σ / α) of a table of ᾱ."""
+    exact = bars.double().numpy()
+    return np.log((1 - exact) / exact) / 2
+
+
+def expit(ratio: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^-ρ)."""
+    return 1 / (1 + np.exp(-ratio))
+
+
+LINEAR = tiny_scheduler(beta_schedule="linear", beta_start=0.0001, beta_end=0.02)
