@@ -18,6 +18,7 @@ _PUBLIC = {
     "GenerateConfig": "diffusemble.config",
     "describe": "diffusemble.description",
     "generate": "diffusemble.generation",
+    "guidance_interval": "diffusemble.guidance",
     "Member": "diffusemble.latent.aggregate",
     "aggregate": "diffusemble.latent.aggregate",
     "SceneConfig": "diffusemble.scene.config",

@@ -232,6 +232,15 @@ class GenerateConfig(AdapterConfig, EnsembleConfig):
     out: Text = "outputs"
     made_with: MadeWith | None = None
 
+    @model_validator(mode="after")
+    def _refiner_alone(self) -> GenerateConfig:
+        for key in ("guidance_interval", "memory_budget", "memory", "attention"):
+            if self.refiner is not None and getattr(self, key) is not None:
+                raise ValueError(f"{key} knows one stage only; leave it out, or leave 'refiner' out")
+        if (self.memory_budget or self.memory) and (self.controlnets or self.image_prompts):
+            raise ValueError("memory_budget does not count ControlNets and image prompts; leave it or them out")
+        return self
+
     @field_validator("memory_budget")
     @classmethod
     def _bytes(cls, budget: str | None) -> str | None:

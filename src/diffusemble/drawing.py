@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusemble.adapted import adapted_pipeline, adapter_call, guided
 from diffusemble.aggregators.recording import AttentionMaps, record_attention
 from diffusemble.config import GenerateConfig, nearest
 from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.pictures.attention import PointMaps
 from diffusemble.registry import SCHEDULERS, lookup
+from diffusemble.two_stages import in_two_stages, refiner_pipeline
 
 SCHEDULER_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "ddim": {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False},
@@ -58,6 +60,7 @@ def draw(
     config: GenerateConfig,
     choice: MapChoice | None = None,
     tell: Callable[[float], None] = lambda share: None,
+    refiner: EnsembleDenoiser | None = None,
 ) -> tuple[Picture, ...]:
     """Draw every prompt with every seed.
 
@@ -69,11 +72,13 @@ def draw(
         config: what to draw.
         choice: maps to keep with the pictures.
         tell: called after every step with the share that is done.
+        refiner: what draws the last steps, from ``config.refiner.start`` on.
 
     Returns:
         Pictures prompt by prompt, and seed by seed within a prompt.
     """
-    pipeline = install(ensemble, config.scheduler)
+    pipeline = install(ensemble, config)
+    second = None if refiner is None else refiner_pipeline(refiner, pipeline)
     jobs = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
     pictures: list[Picture] = []
     for start in range(0, len(jobs), config.batch):
@@ -83,7 +88,7 @@ def draw(
             tell((done + share * size) / len(jobs))
 
         with record_attention(ensemble) if choice else nullcontext() as maps:
-            images = _run(pipeline, part, config, report)
+            images = _run((pipeline, second), part, config, report)
         kept = _keep(maps, choice, len(part), config) if maps and choice else [()] * len(part)
         pictures += [Picture(image, *job, maps=own) for image, job, own in zip(images, part, kept, strict=True)]
     return tuple(pictures)
@@ -105,10 +110,10 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def install(ensemble: EnsembleDenoiser, scheduler: str) -> Any:
-    """A diffusers pipeline around the ensemble, with the sampler ``scheduler``."""
-    pipeline = ensemble.pipeline()
-    pipeline.scheduler = build_scheduler(scheduler, pipeline.scheduler.config)
+def install(ensemble: EnsembleDenoiser, config: GenerateConfig) -> Any:
+    """A diffusers pipeline around the ensemble, with the sampler and the adapters of a configuration."""
+    pipeline = adapted_pipeline(ensemble, config)
+    pipeline.scheduler = build_scheduler(config.scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -156,24 +161,33 @@ def choose_maps(ensemble: EnsembleDenoiser, config: GenerateConfig) -> MapChoice
 
 
 def _run(
-    pipeline: Any, jobs: Sequence[tuple[str, int]], config: GenerateConfig, report: Callable[[float], None]
+    stages: tuple[Any, Any | None],
+    jobs: Sequence[tuple[str, int]],
+    config: GenerateConfig,
+    report: Callable[[float], None],
 ) -> Any:
-    """One batch of pictures."""
+    """One batch of pictures, by a pipeline and perhaps another that refines what it drew."""
 
     def step_done(pipe: Any, index: int, time: Any, state: dict[str, Any]) -> dict[str, Any]:
         report(min(1.0, (index + 1) / config.steps))  # PNDM evaluates once more than it steps
         return state
 
-    return pipeline(
-        prompt=[prompt for prompt, _ in jobs],
-        generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in jobs],
-        num_inference_steps=config.steps,
-        height=config.height,
-        width=config.width,
-        callback_on_step_end=step_done,
+    pipeline, refiner = stages
+    call = {
+        "prompt": [prompt for prompt, _ in jobs],
+        "generator": [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs],
+        "num_inference_steps": config.steps,
+        "height": config.height,
+        "width": config.width,
+        "callback_on_step_end": step_done,
         **_guidance(pipeline, config, len(jobs)),
         **_length(pipeline),
-    ).images
+        **adapter_call(pipeline, config),
+    }
+    if refiner is not None and config.refiner is not None:
+        return in_two_stages(pipeline, refiner, call, config.refiner)
+    with guided(pipeline, config):
+        return pipeline(**call).images
 
 
 def _guidance(pipeline: Any, config: GenerateConfig, count: int) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from diffusemble.adapter_config import AdapterConfig
 from diffusemble.aggregators.mean import Mean, MeanOptions
-from diffusemble.config import AggregatorConfig, EnsembleConfig, GenerateConfig, MadeWith
+from diffusemble.config import AggregatorConfig, EnsembleConfig, GenerateConfig, MadeWith, RefinerConfig
 from diffusemble.drawing import Picture, choose_maps, draw, placement
 from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.load import load_experts
@@ -117,9 +118,10 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
     tell = progress or (lambda share, what: None)
     tell(0.0, "loading experts")
     ensemble = build_ensemble(on_host(config))
+    refiner = None if config.refiner is None else build_ensemble(_beside(config.refiner, config))
     choice = choose_maps(ensemble, config)
     with within_memory(ensemble, config) as keeper:
-        now = made_with(ensemble)
+        now = made_with(ensemble, refiner)
         _warn(config, ensemble, now)
 
         ways = _ways(ensemble) if config.compare else {TOGETHER: ensemble}
@@ -128,7 +130,7 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
             if keeper is not None and way is not ensemble:
                 keeper.placed.adopt(way)
             part = _part(tell, title, number, len(ways))
-            drawn[title] = draw(way, config, choice if title == TOGETHER else None, part)
+            drawn[title] = draw(way, config, choice if title == TOGETHER else None, part, refiner)
         memory = None if keeper is None else keeper.report()
 
     names = tuple(expert.name for expert in ensemble.experts)
@@ -140,10 +142,12 @@ def build_ensemble(config: EnsembleConfig) -> EnsembleDenoiser:
     """Experts and aggregator of a configuration, on their device."""
     device, dtype = placement(config.device, config.dtype)
     folder = _saved(config)
+    loras = config.loras if isinstance(config, AdapterConfig) else ()
     if folder is not None:
-        ensemble = EnsembleDenoiser.from_pretrained(folder, dtype=dtype, device=device)
+        ensemble = EnsembleDenoiser.from_pretrained(folder, dtype=dtype, device=device, added=loras)
     else:
-        experts = load_experts(config.experts, dtype=dtype, device=device, base=config.base)
+        sources = ["+".join((source, *loras)) for source in config.experts]
+        experts = load_experts(sources, dtype=dtype, device=device, base=config.base)
         choice = config.aggregator or AggregatorConfig(name="mean")
         denoisers = [expert.denoiser for expert in experts]
         options = _options(choice, config)
@@ -163,6 +167,12 @@ def _saved(config: EnsembleConfig) -> Path | None:
     kind, _, group = (source or "").partition(":")
     trained = trained_ensemble(group) if kind == "zoo" else None
     return trained or (None if config.ensemble is None else Path(config.ensemble))
+
+
+def _beside(refiner: RefinerConfig, config: GenerateConfig) -> RefinerConfig:
+    """The refiner's configuration, with device and number type of the first stage where it names none."""
+    own = {key: getattr(config, key) for key in ("device", "dtype") if getattr(refiner, key) == "auto"}
+    return refiner.model_copy(update=own)
 
 
 def _options(choice: AggregatorConfig, config: EnsembleConfig) -> dict[str, Any]:

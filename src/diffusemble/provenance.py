@@ -15,15 +15,15 @@ from diffusemble.ensemble import EnsembleDenoiser
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
-def made_with(ensemble: EnsembleDenoiser) -> MadeWith:
-    """Versions, device, and SHA-256 of the experts' files and of the aggregator."""
+def made_with(ensemble: EnsembleDenoiser, refiner: EnsembleDenoiser | None = None) -> MadeWith:
+    """Versions, device, and SHA-256 of the experts' files, of a refiner's too, and of the aggregator."""
     return MadeWith(
         versions=versions(),
         device=f"{ensemble.device.type} {str(ensemble.dtype).removeprefix('torch.')}",
         aggregator=f"{name_of(ensemble.aggregator)} {fingerprint(ensemble.aggregator)}",
         experts=tuple(
             ExpertRecord(name=expert.name, source=expert.source, files=dict(expert.files))
-            for expert in ensemble.experts
+            for expert in (*ensemble.experts, *(refiner.experts if refiner else ()))
         ),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from diffusemble.app import block_weights, study
 from diffusemble.app.control import control
 from diffusemble.app.distill import distill
+from diffusemble.app.drawing_flags import Lora, RefineFrom, RefinerExperts, refiner_of, seeds_of, size_of
 from diffusemble.app.merge import merge
 from diffusemble.app.report import report
 from diffusemble.app.terminal import Commands, hush_bars, out, progress_bar, training_line
@@ -75,6 +75,9 @@ def generate(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, such as 512x768.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also a sheet: each expert, mean, ensemble.")] = False,
     attention: Annotated[bool, typer.Option("--attention", help="Also who drew what, where and when.")] = False,
+    lora: Lora = None,
+    refiner_experts: RefinerExperts = None,
+    refine_from: RefineFrom = None,
     memory_budget: Annotated[str | None, typer.Option(help="Most memory on the device, such as 8GB.")] = None,
     output: Annotated[str | None, typer.Option("--out", "-o", help="Folder (outputs), or a name.png.")] = None,
     sets: Set = None,
@@ -90,8 +93,9 @@ def generate(
         raise ValueError('There is nothing to draw. Give a prompt: diffusemble generate "a tiger, noto style".')
     flags = {
         **_given(prompts=prompts, experts=experts, ensemble=ensemble, aggregator=_named(aggregator), negative=negative),
-        **_given(seeds=_seeds(seed, images), steps=steps, guidance=guidance, scheduler=scheduler),
-        **_given(compare=compare or None, attention=attention or None, memory_budget=memory_budget, **_size(size)),
+        **_given(seeds=seeds_of(seed, images), steps=steps, guidance=guidance, scheduler=scheduler),
+        **_given(compare=compare or None, attention=attention or None, memory_budget=memory_budget, **size_of(size)),
+        **_given(loras=lora, refiner=refiner_of(refiner_experts, refine_from)),
     }
     if flags or sets:
         flags["made_with"] = None  # another picture; there is nothing to compare it with
@@ -129,7 +133,7 @@ def describe(
 
         hush_bars()
         whole = build_ensemble(run)
-        pixels = _size(size)
+        pixels = size_of(size)
         found = count(whole, latent_size(whole, **pixels) if pixels else None)
     from diffusemble.app.tables import description_table
 
@@ -220,24 +224,6 @@ def _given(**flags: Any) -> dict[str, Any]:
 
 def _named(aggregator: str | None) -> dict[str, str] | None:
     return None if aggregator is None else {"name": aggregator}
-
-
-def _seeds(seeds: list[int] | None, images: int | None) -> list[int] | None:
-    if images is None:
-        return seeds
-    if seeds and len(seeds) > 1:
-        raise ValueError(f"--images counts up from one --seed; got {len(seeds)} seeds. Leave --images out.")
-    first = seeds[0] if seeds else 0
-    return list(range(first, first + images))
-
-
-def _size(text: str | None) -> dict[str, int]:
-    if text is None:
-        return {}
-    found = re.fullmatch(r"(\d+)x(\d+)", text.lower())
-    if found is None:
-        raise ValueError(f"--size is WIDTHxHEIGHT in pixels, such as 512x768; got {text!r}.")
-    return {"width": int(found[1]), "height": int(found[2])}
 
 
 def _show(saved: Saved) -> None:

@@ -28,12 +28,12 @@ class EveryExpert:
         for denoiser in self._denoisers():
             stock.set_ip_adapter_scale.__func__(SimpleNamespace(unet=denoiser), scale)
 
-    def _set_pag_attn_processor(self, layers: list[str], guided: bool) -> None:
+    def _set_pag_attn_processor(self, pag_applied_layers: list[str], do_classifier_free_guidance: bool) -> None:
         # Not on the whole ensemble: the aggregator's own attentions may match a layer's name.
         stock: Any = super()
         for denoiser in self._denoisers():
             one = SimpleNamespace(unet=denoiser, _pag_attn_processors=getattr(self, "_pag_attn_processors", None))
-            stock._set_pag_attn_processor.__func__(one, layers, guided)
+            stock._set_pag_attn_processor.__func__(one, pag_applied_layers, do_classifier_free_guidance)
 
     def _denoisers(self) -> Any:
         unet = getattr(self, "unet", None)

@@ -16,7 +16,7 @@ from diffusemble.aggregators.storage import load_aggregator, save_aggregator
 from diffusemble.experts.adapters import adapter_files, load_adapter, save_adapter
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import Request, open_experts
-from diffusemble.experts.sources import Addition, Source, parse_source, split_source
+from diffusemble.experts.sources import Addition, Source, parse_addition, parse_source, split_source
 
 SPEC_FILE = "ensemble.json"
 WEIGHTS_FILE = "aggregator.safetensors"
@@ -51,6 +51,7 @@ def load_ensemble(
     sources: Sequence[str | Path] | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    added: Sequence[str] = (),
 ) -> tuple[tuple[Expert, ...], Combiner]:
     """Experts and aggregator of a folder that ``save_ensemble`` wrote.
 
@@ -59,6 +60,7 @@ def load_ensemble(
         sources: where the experts are, in order, if not where they were.
         dtype: number type of experts and aggregator; float32 by default.
         device: where they go; the CPU by default.
+        added: what to add to every expert beside what it had, such as ``"style.safetensors:0.7"``.
 
     Raises:
         ValueError: the folder is no ensemble or of another format, an expert has no source, or one of its files is
@@ -73,6 +75,10 @@ def load_ensemble(
             f"{len(places)} entries. Give one per expert, in this order."
         )
     requests = [_request(place, reference, folder) for place, reference in zip(places, references, strict=True)]
+    extra = tuple(parse_addition(one, str(folder)) for one in added)
+    requests = [
+        replace(request, source=replace(request.source, added=(*request.source.added, *extra))) for request in requests
+    ]
     experts = open_experts(requests, dtype or torch.float32, device)
     for expert, reference in zip(experts, references, strict=True):
         _compare(expert, reference["files"])

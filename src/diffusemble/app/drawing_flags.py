@@ -1,0 +1,57 @@
+"""Flags of ``diffusemble generate`` that stand for keys of another shape."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+Lora = Annotated[
+    list[str] | None, typer.Option(help="A LoRA for every expert, as style.safetensors:0.7; once for each.")
+]
+RefinerExperts = Annotated[
+    list[str] | None, typer.Option(help="SDXL refiners that draw the last steps together; once for each.")
+]
+RefineFrom = Annotated[float | None, typer.Option(help="Share of the steps after which refiners go on (0.8).")]
+
+
+def refiner_of(experts: list[str] | None, start: float | None) -> dict[str, Any] | None:
+    """The key ``refiner`` that the flags stand for.
+
+    Raises:
+        ValueError: a start without refiners.
+    """
+    if not experts:
+        if start is not None:
+            raise ValueError("--refine-from needs refiners: give --refiner-experts, once for each.")
+        return None
+    return {"experts": experts, **({} if start is None else {"start": start})}
+
+
+def seeds_of(seeds: list[int] | None, images: int | None) -> list[int] | None:
+    """Seeds, counted up from the first if pictures are counted.
+
+    Raises:
+        ValueError: several seeds and a count.
+    """
+    if images is None:
+        return seeds
+    if seeds and len(seeds) > 1:
+        raise ValueError(f"--images counts up from one --seed; got {len(seeds)} seeds. Leave --images out.")
+    first = seeds[0] if seeds else 0
+    return list(range(first, first + images))
+
+
+def size_of(text: str | None) -> dict[str, int]:
+    """Width and height of ``"512x768"``.
+
+    Raises:
+        ValueError: it looks different.
+    """
+    if text is None:
+        return {}
+    found = re.fullmatch(r"(\d+)x(\d+)", text.lower())
+    if found is None:
+        raise ValueError(f"--size is WIDTHxHEIGHT in pixels, such as 512x768; got {text!r}.")
+    return {"width": int(found[1]), "height": int(found[2])}

@@ -1,0 +1,88 @@
+"""Guidance between two shares of the steps only, in unmodified pipelines (arXiv 2404.07724).
+
+Early guidance makes pictures alike, and late guidance changes little; without it a step costs half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from diffusemble.blocks.turns import select
+
+
+@contextmanager
+def guidance_interval(pipeline: Any, start: float = 0.0, stop: float = 1.0) -> Iterator[None]:
+    """Guide only in those steps whose share of the run lies in ``[start, stop)``.
+
+    In the other steps the denoiser computes the prompt's half of the batch alone, and the pipeline gets it as both
+    halves: c + w (c - c) = c for every scale w, bit for bit.
+
+    Args:
+        pipeline: a diffusers pipeline with classifier-free guidance, around an ensemble or a single model.
+        start: first share of the steps with guidance, from 0.
+        stop: share of the steps from which on there is none, up to 1.
+
+    Raises:
+        ValueError: the shares are in no order; the pipeline has no classifier-free guidance of two halves.
+    """
+    if not 0 <= start <= stop <= 1:
+        raise ValueError(f"A guidance interval is 0 <= start <= stop <= 1, shares of the steps; got {start}, {stop}.")
+    if not hasattr(type(pipeline), "do_classifier_free_guidance"):
+        raise ValueError(
+            f"{type(pipeline).__name__} has no classifier-free guidance that an interval could switch off. Leave the "
+            f"interval out."
+        )
+    denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    gate = _Gate(pipeline, start, stop)
+    hooks = (
+        denoiser.register_forward_pre_hook(gate.before, with_kwargs=True),
+        denoiser.register_forward_hook(gate.after),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Gate:
+    """Halves what the denoiser is given in steps without guidance, and doubles what it returns."""
+
+    def __init__(self, pipeline: Any, start: float, stop: float) -> None:
+        self.pipeline, self.start, self.stop = pipeline, start, stop
+        self.first = self.last = -1
+        self.halved = False
+
+    def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        if getattr(self.pipeline, "do_perturbed_attention_guidance", False):
+            raise ValueError(
+                "A guidance interval needs batches of two halves, and perturbed-attention guidance makes three parts. "
+                "Set pag_scale=0, or leave the interval out."
+            )
+        self.halved = self.pipeline.do_classifier_free_guidance and not self._guided(args, kwargs)
+        if not self.halved:
+            return None
+        sample: Any = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        batch = len(sample)
+        rows = range(batch // 2, batch)
+        return select(args, list(rows), batch), select(kwargs, list(rows), batch)
+
+    def after(self, module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        if not self.halved:
+            return None
+        doubled = torch.cat([output[0], output[0]])
+        return (doubled, *output[1:]) if isinstance(output, tuple) else type(output)(sample=doubled)
+
+    def _guided(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        time = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).reshape(-1)[0]
+        times = self.pipeline.scheduler.timesteps
+        index = int((times.to(time.device) - time).abs().argmin())
+        if index < self.last or self.first < 0:  # another run begins
+            self.first = index
+        self.last = index
+        share = (index - self.first) / self.pipeline.num_timesteps
+        return self.start <= share < self.stop

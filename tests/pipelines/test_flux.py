@@ -1,0 +1,169 @@
+"""Ensembles of FLUX models in unmodified diffusers pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    FluxControlNetImg2ImgPipeline,
+    FluxControlNetModel,
+    FluxControlNetPipeline,
+    FluxControlPipeline,
+    FluxFillPipeline,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxMultiControlNetModel,
+)
+
+from diffusemble import EnsembleDenoiser, pack_text
+from diffusemble.experts.expert import Expert
+from tiny import as_expert, randomised
+from tiny_dit import tiny_flux, tiny_flux_pipeline, tiny_t5
+from transformer_cases import IMAGE_WIDTH, load_flux_image_prompt
+from unet_inputs import randn
+
+ATOL = 2e-5
+NEGATIVE = "blurry, of many fingers and too long for the context"
+
+
+def copies(expert: Expert, n: int) -> EnsembleDenoiser:
+    """An ensemble of n experts that are all the same."""
+    return EnsembleDenoiser(
+        [Expert(f"copy {i}", expert.denoiser, expert.components, expert.pipeline_class) for i in range(n)]
+    )
+
+
+def picture(seed: int = 0) -> torch.Tensor:
+    return torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(pipeline: Any, **options: Any) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {
+        "prompt": "a red fox",
+        "height": 16,
+        "width": 24,
+        "num_inference_steps": 2,
+        "max_sequence_length": 12,
+        "output_type": "np",
+        "generator": torch.Generator().manual_seed(11),
+    }
+    return pipeline(**{**settings, **options}).images
+
+
+def controlnet(model: Any, hints: bool = False) -> FluxControlNetModel:
+    """A ControlNet for these latents; with ``hints``, one that reads a picture, as XLabs' do."""
+    torch.manual_seed(21)
+    config = {key: value for key, value in model.config.items() if not key.startswith("_") and key != "out_channels"}
+    net = FluxControlNetModel(**{**config, "num_layers": 1, "num_single_layers": 1})
+    if hints:
+        net = FluxControlNetModel(**{**config, "num_layers": 1, "conditioning_embedding_channels": 16})
+    return randomised(net, 21)
+
+
+WHOLE = tiny_flux_pipeline
+FILL = partial(tiny_flux_pipeline, transformer=tiny_flux(in_channels=2 * 16 + 4 * 4, out_channels=16))
+CONTROL = partial(tiny_flux_pipeline, transformer=tiny_flux(in_channels=32, out_channels=16))
+MASK = (picture(1)[:, :1] > 0.5).float()
+CONTROLLED = {"control_image": picture(2), "controlnet_conditioning_scale": 0.7}
+
+Given = Callable[[Any], dict[str, Any]]
+PIPELINES: dict[str, tuple[Callable[[], Any], type | None, Given, dict[str, Any]]] = {
+    "text": (WHOLE, None, lambda _: {}, {}),
+    "batch": (
+        WHOLE,
+        None,
+        lambda _: {},
+        {"prompt": ["a red fox", "an owl"], "prompt_2": ["at night", "by day"], "num_images_per_prompt": 2},
+    ),
+    "true guidance": (
+        partial(tiny_flux_pipeline, transformer=tiny_flux(guidance_embeds=False)),
+        None,
+        lambda _: {},
+        {"negative_prompt": NEGATIVE, "true_cfg_scale": 3.0},
+    ),
+    "img2img": (WHOLE, FluxImg2ImgPipeline, lambda _: {}, {"image": picture(), "strength": 0.7}),
+    "inpaint": (WHOLE, FluxInpaintPipeline, lambda _: {}, {"image": picture(), "mask_image": MASK, "strength": 0.9}),
+    "fill": (FILL, FluxFillPipeline, lambda _: {}, {"image": picture(), "mask_image": MASK}),
+    "control": (CONTROL, FluxControlPipeline, lambda _: {}, {"control_image": picture(2)}),
+    "controlnet": (WHOLE, FluxControlNetPipeline, lambda m: {"controlnet": controlnet(m)}, CONTROLLED),
+    "controlnet img2img": (
+        WHOLE,
+        FluxControlNetImg2ImgPipeline,
+        lambda m: {"controlnet": controlnet(m)},
+        {**CONTROLLED, "image": picture(), "strength": 0.7},
+    ),
+    "two controlnets": (
+        WHOLE,
+        FluxControlNetPipeline,
+        lambda m: {"controlnet": FluxMultiControlNetModel([controlnet(m), controlnet(m)])},
+        {"control_image": [picture(2), picture(3)], "controlnet_conditioning_scale": [0.7, 0.4]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_copies_of_one_expert_draw_what_it_draws(name: str) -> None:
+    build, cls, given, options = PIPELINES[name]
+    whole = build()
+    parts = given(whole.transformer)
+    stock = whole if cls is None else cls(**{**whole.components, **parts}) if parts else cls.from_pipe(whole)
+    expected = draw(stock, **options)
+    assert expected.std() > 0.03
+    np.testing.assert_array_equal(draw(copies(as_expert(whole), 1).pipeline(cls, **parts), **options), expected)
+    # Halves add up without rounding.
+    np.testing.assert_array_equal(draw(copies(as_expert(whole), 2).pipeline(cls, **parts), **options), expected)
+
+
+def test_different_experts_draw_something_of_their_own() -> None:
+    wholes = [tiny_flux_pipeline(seed) for seed in (1, 2)]
+    experts = [as_expert(whole, f"expert {seed}") for seed, whole in enumerate(wholes)]
+    pictures = [draw(EnsembleDenoiser(experts).pipeline()), *(draw(whole) for whole in wholes)]
+    for place, one in enumerate(pictures):
+        assert all(np.abs(one - other).max() > 0.01 for other in pictures[:place])
+
+
+def test_every_expert_reads_the_prompt_with_its_own_encoders() -> None:
+    wholes = [tiny_flux_pipeline(1), tiny_flux_pipeline(1, text_encoder_2=tiny_t5(9))]
+    ensemble = EnsembleDenoiser([as_expert(whole, f"expert {number}") for number, whole in enumerate(wholes)])
+    given = {"prompt": "a red fox", "prompt_2": None, "max_sequence_length": 12}
+    text, pooled, ids = ensemble.pipeline().encode_prompt(**given)
+    own = [whole.encode_prompt(**given) for whole in wholes]
+    assert torch.equal(text, pack_text([one[0] for one in own]))
+    assert torch.equal(pooled, pack_text([one[1] for one in own]))
+    assert ids.shape == (24, 3)
+    assert not torch.equal(own[0][0], own[1][0])
+
+
+def test_an_image_prompt_steers_the_ensemble_as_it_steers_one() -> None:
+    model = tiny_flux()
+    load_flux_image_prompt(model)
+    whole = tiny_flux_pipeline(transformer=model)
+    options = {
+        "ip_adapter_image_embeds": [randn(1, 1, IMAGE_WIDTH, seed=50)],
+        "negative_ip_adapter_image_embeds": [torch.zeros(1, 1, IMAGE_WIDTH)],
+    }
+    expected = draw(whole, **options)
+    assert (
+        np.abs(expected - draw(whole, **{**options, "ip_adapter_image_embeds": [torch.zeros(1, 1, 12)]})).max() > 0.01
+    )
+    np.testing.assert_array_equal(draw(copies(as_expert(whole), 2).pipeline(), **options), expected)
+
+
+def test_the_pipeline_reads_the_ensemble_as_one_transformer() -> None:
+    whole = tiny_flux_pipeline()
+    ensemble = copies(as_expert(whole), 2)
+    pipeline = ensemble.pipeline()
+    assert pipeline.transformer is ensemble
+    assert pipeline.transformer.config is whole.transformer.config
+    with pipeline.transformer.cache_context("cond"):
+        assert pipeline.transformer.dtype == torch.float32
+    with pytest.raises(
+        ValueError, match=r"does not take the part 'transformer'. Its parts, .* place of the transformer"
+    ):
+        ensemble.pipeline(transformer=whole.transformer)
