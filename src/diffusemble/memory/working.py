@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from diffusemble.aggregators.base import Combiner
 from diffusemble.aggregators.storage import create, name_of
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.blocks.base import Call
+from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
 from diffusemble.memory.live import peak_bytes
 from diffusemble.memory.measure import encoders_of, vae_of
 from diffusemble.memory.plan import Working
@@ -36,84 +39,69 @@ def measure_working(ensemble: EnsembleDenoiser, latents: tuple[int, int], batch:
         guided: whether both halves of guidance run in one batch.
     """
     with torch.device("meta"):
-        twin = _twin(ensemble)
-        given = arguments(twin, latents, batch * (2 if guided else 1))
-        denoise = peak_bytes(lambda: twin(**given))
+        denoise = _denoising(ensemble, latents, batch * (2 if guided else 1))
         vae = vae_of(ensemble)
         decode = (0, 0, 0) if vae is None else _decoding(vae, latents, batch)
     whole, pictures, tiles = (int(MARGIN * size) for size in decode)
     return Working(_encoding(ensemble, batch), int(MARGIN * denoise), (whole, pictures, tiles))
 
 
-def arguments(ensemble: EnsembleDenoiser, latents: tuple[int, int], batch: int) -> dict[str, Any]:
-    """Arguments of one pass of ``ensemble``, all zeros, packed for its experts; on torch's default device.
+def example(denoiser: Any, latents: tuple[int, int], batch: int) -> Call:
+    """A call of one denoiser of type and device of its weights, all zeros, with a prompt of usual length.
 
     Raises:
         ValueError: nothing is known about this class of denoisers.
     """
-    kind, n = type(ensemble.denoisers[0]).__name__, len(ensemble.experts)
-    if kind not in _ARGUMENTS:
+    kind = type(denoiser).__name__
+    if kind not in _INPUTS:
         raise ValueError(
-            f"A memory plan needs to know what a {kind} is called with; known are {', '.join(_ARGUMENTS)}. Give the "
-            f"plan yourself (make_plan)."
+            f"A memory plan needs to know what a {kind} is called with; known are {', '.join(_INPUTS)}. Give the plan "
+            f"yourself (make_plan)."
         )
-    made: dict[str, Any] = _ARGUMENTS[kind](ensemble.config, n, batch, latents)
-    return {name: _typed(value, ensemble.dtype) for name, value in made.items()}
+    like = next(denoiser.parameters())
+    call: Call = _INPUTS[kind](denoiser.config, batch, latents, like.new_zeros)
+    return call
 
 
 # -- parts of the above ------------------------------------------------------------------------------------------------
 
 
-def _unet(config: Any, n: int, batch: int, latents: tuple[int, int]) -> dict[str, Any]:
+def _unet(config: Any, batch: int, latents: tuple[int, int], zeros: Callable[..., Tensor]) -> Call:
     width = config.cross_attention_dim
-    given: dict[str, Any] = {
-        "sample": torch.zeros(batch, config.in_channels, *latents),
-        "timestep": torch.tensor(1),
-        "encoder_hidden_states": torch.zeros(batch, 77 * n, width if isinstance(width, int) else width[0]),
-    }
+    inputs: dict[str, Any] = {"encoder_hidden_states": zeros(batch, 77, width if isinstance(width, int) else width[0])}
     if config.addition_embed_type == "text_time":
         # Base and refiner have different numbers of ids; only the sum of the widths matters here.
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        given["added_cond_kwargs"] = {
-            "text_embeds": torch.zeros(batch, pooled * n),
-            "time_ids": torch.zeros(batch, 6),
-        }
-    return given
+        inputs["added_cond_kwargs"] = {"text_embeds": zeros(batch, pooled), "time_ids": zeros(batch, 6)}
+    return Call(zeros(batch, config.in_channels, *latents), zeros(()), inputs)
 
 
-def _flux(config: Any, n: int, batch: int, latents: tuple[int, int]) -> dict[str, Any]:
-    tokens = LONG_PROMPT * n
-    return {
-        "hidden_states": torch.zeros(batch, latents[0] // 2 * (latents[1] // 2), config.in_channels),
-        "encoder_hidden_states": torch.zeros(batch, tokens, config.joint_attention_dim),
-        "pooled_projections": torch.zeros(batch, config.pooled_projection_dim * n),
-        "timestep": torch.zeros(batch),
-        "guidance": torch.zeros(batch) if config.guidance_embeds else None,
-        "img_ids": torch.zeros(latents[0] // 2 * (latents[1] // 2), 3),
-        "txt_ids": torch.zeros(tokens, 3),
+def _flux(config: Any, batch: int, latents: tuple[int, int], zeros: Callable[..., Tensor]) -> Call:
+    height, width = latents[0] // 2, latents[1] // 2
+    inputs = {
+        "encoder_hidden_states": zeros(batch, LONG_PROMPT, config.joint_attention_dim),
+        "pooled_projections": zeros(batch, config.pooled_projection_dim),
+        "img_ids": zeros(height * width, 3),
+        "txt_ids": zeros(LONG_PROMPT, 3),
     }
+    if config.guidance_embeds:
+        inputs["guidance"] = zeros(batch)
+    return Call(zeros(batch, config.in_channels, height, width), zeros(batch), inputs)
 
 
-def _sd3(config: Any, n: int, batch: int, latents: tuple[int, int]) -> dict[str, Any]:
-    return {
-        "hidden_states": torch.zeros(batch, config.in_channels, *latents),
-        "encoder_hidden_states": torch.zeros(batch, (77 + 256) * n, config.joint_attention_dim),
-        "pooled_projections": torch.zeros(batch, config.pooled_projection_dim * n),
-        "timestep": torch.zeros(batch),
+def _sd3(config: Any, batch: int, latents: tuple[int, int], zeros: Callable[..., Tensor]) -> Call:
+    inputs = {
+        "encoder_hidden_states": zeros(batch, 77 + 256, config.joint_attention_dim),
+        "pooled_projections": zeros(batch, config.pooled_projection_dim),
     }
+    return Call(zeros(batch, config.in_channels, *latents), zeros(batch), inputs)
 
 
-_ARGUMENTS: dict[str, Any] = {
+_INPUTS: Mapping[str, Any] = {
     "UNet2DConditionModel": _unet,
     "FluxTransformer2DModel": _flux,
     "SD3Transformer2DModel": _sd3,
 }
-
-
-def _typed(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, dict):
-        return {name: _typed(one, dtype) for name, one in value.items()}
-    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _encoding(ensemble: EnsembleDenoiser, batch: int) -> int:
@@ -125,11 +113,21 @@ def _encoding(ensemble: EnsembleDenoiser, batch: int) -> int:
     return max(sizes)
 
 
-def _twin(ensemble: EnsembleDenoiser) -> EnsembleDenoiser:
-    first, own = ensemble.denoisers[0], ensemble.aggregator
-    denoiser = nn.Module.to(type(first).from_config(first.config), ensemble.dtype)
-    aggregator = create(name_of(own), own.sizes, own.options.model_dump()).to(ensemble.dtype)
-    return EnsembleDenoiser([denoiser] * len(ensemble.experts), aggregator).eval()
+def _denoising(ensemble: EnsembleDenoiser, latents: tuple[int, int], batch: int) -> int:
+    first, own, n = ensemble.denoisers[0], ensemble.aggregator, len(ensemble.experts)
+    denoisers = [nn.Module.to(type(first).from_config(first.config), ensemble.dtype)] * n  # the class's own `to` warns
+    call = example(denoisers[0], latents, batch)
+
+    def measured(aggregator: Combiner) -> int:
+        twin = EnsembleDenoiser(denoisers, aggregator.to(ensemble.dtype)).eval()
+        # Not through `forward`: where a pipeline packs a grid, its numbers would have to be read.
+        return peak_bytes(lambda: twin._predict(call, [call.inputs] * n))
+
+    try:
+        return measured(create(name_of(own), own.sizes, own.options.model_dump()))
+    except (NotImplementedError, RuntimeError):
+        # What chooses by the numbers cannot run without them; taking everybody needs no less.
+        return measured(build_aggregator("mean", denoisers))
 
 
 def _decoding(vae: nn.Module, latents: tuple[int, int], batch: int) -> tuple[int, int, int]:

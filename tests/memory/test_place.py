@@ -1,0 +1,192 @@
+"""An ensemble computes the same wherever its weights are between two blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from diffusemble import EnsembleDenoiser
+from diffusemble.memory.bundle import Bundle, bytes_of, weights_of
+from diffusemble.memory.place import Placement
+from memory.cases import FAMILIES, N, a_call, a_plan, an_ensemble, predict, watch
+
+COMBINERS: dict[str, dict[str, Any]] = {
+    "mean": {},
+    "mean last": {"points": "last"},
+    "mixture-blocks": {"preset": "tiny"},
+    "mixture-denoisers": {"preset": "tiny"},
+    "timestep-switch": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "resident"), [("sd", 0), ("sd", 1), ("sd", N), ("sdxl", 1), ("flux", 0), ("flux", 1), ("sd3", 0)]
+)
+def test_every_family_predicts_the_same_bits(family: str, resident: int) -> None:
+    ensemble = an_ensemble(family)
+    call = a_call(ensemble)
+    expected = predict(ensemble, call)
+    plan = a_plan(ensemble, resident=resident)
+    with Placement(ensemble, plan, "cpu") as placed:
+        wrong = watch(ensemble, placed)
+        drawn = [predict(ensemble, call), predict(ensemble, call)]
+    assert all(torch.equal(one, expected) for one in drawn)
+    assert wrong == []
+    assert 0 < placed.residence.peak <= plan.weights
+
+
+@pytest.mark.parametrize("combiner", COMBINERS)
+def test_every_order_of_blocks_predicts_the_same_bits(combiner: str) -> None:
+    ensemble = an_ensemble("sd", combiner.split()[0], **COMBINERS[combiner])
+    call = a_call(ensemble)
+    expected = predict(ensemble, call)
+    with Placement(ensemble, a_plan(ensemble, resident=1), "cpu") as placed:
+        wrong = watch(ensemble, placed)
+        assert torch.equal(predict(ensemble, call), expected)
+    assert wrong == []
+
+
+def test_weights_are_where_they_were_after_a_placement() -> None:
+    ensemble = an_ensemble("sd")
+    before = {name: weight.clone() for name, weight in ensemble.state_dict().items()}
+    with Placement(ensemble, a_plan(ensemble, resident=1), "cpu"):
+        predict(ensemble, a_call(ensemble))
+    after = ensemble.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    storages = {weight.untyped_storage().data_ptr() for weight in weights_of([ensemble])}
+    assert len(storages) == len(weights_of([ensemble]))  # every weight has its own memory again
+    assert type(ensemble.blocks[0]).__name__ == "UNetBlocks"
+
+
+def test_two_buffers_are_all_that_blocks_take() -> None:
+    ensemble = an_ensemble("sd")
+    plan = a_plan(ensemble, resident=0)
+    whole = bytes_of(weights_of([ensemble.denoisers]))
+    with Placement(ensemble, plan, "cpu") as placed:
+        still = placed.residence.bytes
+        predict(ensemble, a_call(ensemble))
+        largest = max(scene.bundle.bytes for scene in placed.bundles.values())
+        assert placed.residence.peak == still + 2 * largest == plan.weights
+    assert plan.weights < 0.3 * whole
+
+
+def test_the_next_block_is_brought_before_this_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = an_ensemble("sd", "mean")
+    events: list[tuple[str, Any]] = []
+    with Placement(ensemble, a_plan(ensemble, resident=1), "cpu") as placed:
+        names = {id(scene.bundle): (key, name) for (key, name), scene in placed.bundles.items()}
+        bring = placed.conveyor.lane.bring
+        where = {
+            flat: bundle for bundle, flat in ((s.bundle, s.bundle.home.data_ptr()) for s in placed.bundles.values())
+        }
+
+        def told(number: int, source: torch.Tensor, target: torch.Tensor) -> None:
+            events.append(("bring", names[id(where[source.data_ptr()])]))
+            bring(number, source, target)
+
+        monkeypatch.setattr(placed.conveyor.lane, "bring", told)
+        for blocks in ensemble.blocks:
+            run = blocks.inner.run
+
+            def runs(name: str, flow: Any, run: Any = run, key: int = id(blocks.denoiser)) -> Any:
+                events.append(("run", (key, name)))
+                return run(name, flow)
+
+            monkeypatch.setattr(blocks.inner, "run", runs)
+        predict(ensemble, a_call(ensemble))
+    passing = [event for event in events if event[0] == "bring" or event[1] in names.values()]
+    order = [what for kind, what in passing if kind == "run"]
+    brought = [what for kind, what in passing if kind == "bring"]
+    assert brought == [*order, order[0]]  # each once, and the first one for the next step
+    for number, block in enumerate(order[1:], start=1):
+        assert passing.index(("bring", block)) < passing.index(("run", order[number - 1]))
+
+
+def test_a_failing_block_leaves_everything_usable() -> None:
+    ensemble = an_ensemble("sd")
+    call = a_call(ensemble)
+    expected = predict(ensemble, call)
+    with Placement(ensemble, a_plan(ensemble, resident=0), "cpu"):
+        with pytest.raises(RuntimeError):
+            predict(ensemble, {**call, "encoder_hidden_states": torch.randn(2, 15, 5)})
+        assert torch.equal(predict(ensemble, call), expected)
+    assert torch.equal(predict(ensemble, call), expected)
+
+
+def test_one_denoiser_for_several_experts_passes_once() -> None:
+    denoiser = FAMILIES["sd"](0)
+    ensemble = EnsembleDenoiser([denoiser] * 3).eval()
+    expected = predict(ensemble, a_call(ensemble))
+    plan = a_plan(ensemble, resident=0)
+    assert plan.experts == 1
+    with Placement(ensemble, plan, "cpu") as placed:
+        brought = count_brought(placed)
+        assert torch.equal(predict(ensemble, a_call(ensemble)), expected)
+    assert len(brought) == len(ensemble.points) + 1
+
+
+def count_brought(placed: Placement) -> list[int]:
+    """Filled with the buffer of every copy."""
+    brought: list[int] = []
+    bring = placed.conveyor.lane.bring
+
+    def told(number: int, source: torch.Tensor, target: torch.Tensor) -> None:
+        brought.append(number)
+        bring(number, source, target)
+
+    placed.conveyor.lane.bring = told  # type: ignore[method-assign]
+    return brought
+
+
+def test_another_ensemble_of_the_same_experts_shares_the_placement() -> None:
+    ensemble = an_ensemble("sd")
+    alone = EnsembleDenoiser([ensemble.experts[2]]).eval()
+    call = a_call(alone)
+    expected = predict(alone, call)
+    with Placement(ensemble, a_plan(ensemble, resident=1), "cpu") as placed:
+        placed.adopt(alone)
+        wrong = watch(ensemble, placed)
+        assert torch.equal(predict(alone, call), expected)
+    assert wrong == []
+    assert torch.equal(predict(alone, call), expected)
+
+
+def test_nothing_may_be_attached_meanwhile() -> None:
+    ensemble = an_ensemble("sd")
+    with Placement(ensemble, a_plan(ensemble, resident=1), "cpu"):
+        ensemble.denoisers[1].late = nn.Linear(2, 3)
+        with pytest.raises(ValueError, match=r"2 weights came after it was placed, such as denoisers\.1\.late\.weight"):
+            predict(ensemble, a_call(ensemble))
+
+
+def test_a_plan_for_others_is_refused() -> None:
+    plan = a_plan(an_ensemble("sd", n=2))
+    with pytest.raises(ValueError, match=r"made for 2 different denoisers; the ensemble has 3"):
+        Placement(an_ensemble("sd"), plan, "cpu")
+
+
+@pytest.mark.parametrize(("storage", "close"), [("float8", 0.2), ("int8", 0.02)])
+@pytest.mark.parametrize("resident", [0, 2])
+def test_eight_bits_come_close(storage: str, close: float, resident: int) -> None:
+    ensemble = an_ensemble("sd")
+    call = a_call(ensemble)
+    expected = predict(ensemble, call)
+    plan = a_plan(ensemble, resident=resident, storage=storage)
+    assert plan.weights < a_plan(ensemble, resident=resident).weights
+    with Placement(ensemble, plan, "cpu") as placed:
+        found = predict(ensemble, call)
+        assert placed.residence.peak <= plan.weights
+    assert 0 < (found - expected).norm() / expected.norm() < close
+    assert torch.equal(predict(ensemble, call), found)  # what was rounded stays rounded
+
+
+def test_coded_weights_at_rest_cannot_be_used_by_mistake() -> None:
+    weight = nn.Parameter(torch.randn(3, 4), requires_grad=False)
+    bundle = Bundle([weight], "int8")
+    assert weight.shape == (3, 4)
+    assert weight.isnan().all()
+    bundle.unpack(torch.device("cpu"))
+    assert not weight.isnan().any()

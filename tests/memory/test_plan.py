@@ -1,0 +1,94 @@
+"""The planner is arithmetic on sizes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from diffusemble.config import GenerateConfig, MemoryConfig
+from diffusemble.memory.plan import Weights, Working, choose, make_plan, plans
+from diffusemble.units import format_bytes, parse_bytes
+
+# Two denoisers of 100 + 300 and 100 + 500, 10 outside; encoders of 60 and 80 with layers of 7 and 9, a VAE of 40.
+WEIGHTS = Weights(((100, 300), (100, 500)), 0, 10, (60, 80), (7, 9), 40)
+WORKING = Working(encode=5, denoise=20, decode=(90, 50, 30))
+
+
+def peak(**choice: object) -> int:
+    return make_plan(WEIGHTS, WORKING, MemoryConfig(**choice)).peak  # type: ignore[arg-type]
+
+
+def test_everything_in_memory_is_a_sum() -> None:
+    assert peak() == 10 + 400 + 600 + 60 + 80 + 40 + 90
+
+
+def test_what_visits_is_there_one_at_a_time() -> None:
+    plan = make_plan(WEIGHTS, WORKING, MemoryConfig(parts="visit"))
+    assert (plan.encode.bytes, plan.denoise.bytes, plan.decode.bytes) == (1010 + 80 + 5, 1010 + 20, 1010 + 40 + 90)
+    assert make_plan(WEIGHTS, WORKING, MemoryConfig(parts="layers")).encode.bytes == 1010 + 9 + 5
+
+
+def test_passing_blocks_take_two_of_the_largest() -> None:
+    assert make_plan(WEIGHTS, WORKING, MemoryConfig(parts="visit", resident=1)).denoise.bytes == 10 + 400 + 1000 + 20
+    assert make_plan(WEIGHTS, WORKING, MemoryConfig(parts="visit", resident=0)).denoise.bytes == 10 + 1000 + 20
+    assert peak(resident=1, parts="stay") == 10 + 400 + 1000 + 180 + 90  # buffers stay where parts do
+
+
+def test_the_decoder_may_take_less() -> None:
+    assert peak(parts="visit", vae="pictures") == 1010 + 40 + 50
+    assert make_plan(WEIGHTS, WORKING, MemoryConfig(parts="visit", vae="tiles")).decode.bytes == 1010 + 40 + 30
+
+
+def test_plans_come_fastest_first_and_exact_ones_before_all_others() -> None:
+    there = list(plans(WEIGHTS, WORKING, MemoryConfig()))
+    assert there[0].peak == peak()
+    assert [plan.exact for plan in there] == sorted((plan.exact for plan in there), reverse=True)
+    exact = [plan for plan in there if plan.exact]
+    assert all(before.resident >= after.resident for before, after in pairwise(exact))
+
+
+@pytest.mark.parametrize("budget", [1300, 1280, 1140, 1100, 1095, 1030])
+def test_the_first_plan_that_fits_is_chosen(budget: int) -> None:
+    plan = choose(WEIGHTS, WORKING, MemoryConfig(), budget)
+    assert plan.peak <= budget
+    there = list(plans(WEIGHTS, WORKING, MemoryConfig()))
+    assert all(one.peak > budget for one in there[: there.index(plan)])
+
+
+def test_a_budget_that_nothing_fits_names_the_least() -> None:
+    rule = r"budget of 900 bytes: the least .* is 1\.03 kB \(denoising: weights 1\.01 kB, working memory 20 bytes\)"
+    with pytest.raises(ValueError, match=rule):
+        choose(WEIGHTS, WORKING, MemoryConfig(), 900)
+
+
+def test_without_a_budget_what_was_chosen_is_kept() -> None:
+    plan = choose(WEIGHTS, WORKING, MemoryConfig(resident=1, parts="layers", vae="tiles"), None)
+    assert (plan.resident, plan.parts, plan.vae, plan.exact) == (1, "layers", "tiles", False)
+    assert str(plan).startswith(
+        "1 of 2 denoisers stay on the device, the blocks of 1 pass through two buffers; text encoders and VAE come "
+        "layer by layer; decoded in tiles; estimated peak "
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GB", 8 * 10**9), ("7.5 GiB", 15 * 2**29), ("100 MB", 10**8), ("64kB", 64000)]
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+    assert GenerateConfig(prompts=("a cat",), memory_budget=text).memory_budget == text
+
+
+@pytest.mark.parametrize("text", ["8", "GB", "8 gigabytes", "8gb", "-1GB", "0GB", "8 GB RAM", "1e3MB"])
+def test_sizes_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"a number with one of the units kB, MB, GB, KiB, MiB, GiB"):
+        GenerateConfig(prompts=("a cat",), memory_budget=text)
+
+
+def test_sizes_are_written() -> None:
+    assert [format_bytes(size) for size in (17, 2500, 3 * 10**6, 12_345_678_901)] == [
+        "17 bytes",
+        "2.50 kB",
+        "3.00 MB",
+        "12.35 GB",
+    ]
