@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -25,19 +26,22 @@ class EveryExpert:
     def set_ip_adapter_scale(self, scale: Any) -> None:
         """Set the scale of every expert's IP-Adapters, as in diffusers: numbers, or dictionaries by block."""
         stock: Any = super()
-        for denoiser in self._denoisers():
-            stock.set_ip_adapter_scale.__func__(SimpleNamespace(unet=denoiser), scale)
+        for one in self._one_by_one():
+            stock.set_ip_adapter_scale.__func__(one, scale)
 
     def _set_pag_attn_processor(self, pag_applied_layers: list[str], do_classifier_free_guidance: bool) -> None:
         # Not on the whole ensemble: the aggregator's own attentions may match a layer's name.
         stock: Any = super()
-        for denoiser in self._denoisers():
-            one = SimpleNamespace(unet=denoiser, _pag_attn_processors=getattr(self, "_pag_attn_processors", None))
+        for one in self._one_by_one():
+            one._pag_attn_processors = getattr(self, "_pag_attn_processors", None)
             stock._set_pag_attn_processor.__func__(one, pag_applied_layers, do_classifier_free_guidance)
 
-    def _denoisers(self) -> Any:
-        unet = getattr(self, "unet", None)
-        return getattr(unet, "members", (unet,))
+    def _one_by_one(self) -> Iterator[Any]:
+        """What the methods above read of a pipeline, with one expert's denoiser in the place of the ensemble."""
+        place = "unet" if hasattr(self, "unet") else "transformer"
+        denoiser = getattr(self, place)
+        for one in getattr(denoiser, "members", (denoiser,)):
+            yield SimpleNamespace(**{place: one})
 
 
 @cache
