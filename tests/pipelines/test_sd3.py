@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from diffusemble import EnsembleDenoiser, pack_text
 from diffusemble.blocks.packing import PartwiseText, by_expert
 from diffusemble.experts.expert import Expert
 from tiny import LENGTH, WIDTH, as_expert, randomised
-from tiny_dit import T5_WIDTH, tiny_sd3_pipeline
+from tiny_dit import T5_WIDTH, tiny_flow_vae, tiny_sd3, tiny_sd3_pipeline
 
 NEGATIVE = "blurry, of many fingers and too long for the context"
 
@@ -36,8 +37,15 @@ def picture(seed: int = 0) -> torch.Tensor:
     return torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(seed))
 
 
+def stock(whole: Any, cls: type | None, parts: dict[str, Any]) -> Any:
+    """Diffusers' own pipeline ``cls`` with the parts of another."""
+    known = inspect.signature(cls or type(whole)).parameters
+    return (cls or type(whole))(**{name: one for name, one in {**whole.components, **parts}.items() if name in known})
+
+
 def draw(pipeline: Any, **options: Any) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
+    torch.manual_seed(5)  # the ControlNet's picture is encoded with the global generator
     settings = {
         "prompt": "a red fox",
         "negative_prompt": NEGATIVE,
@@ -61,6 +69,11 @@ def controlnet(model: Any) -> SD3ControlNetModel:
 
 WHOLE = tiny_sd3_pipeline
 NO_T5 = partial(tiny_sd3_pipeline, text_encoder_3=None, tokenizer_3=None)
+WIDE = partial(
+    tiny_sd3_pipeline,
+    transformer=tiny_sd3(in_channels=16, out_channels=16),
+    vae=tiny_flow_vae(latent_channels=16),  # the inpainting pipeline knows no other number
+)
 MASK = (picture(1)[:, :1] > 0.5).float()
 CONTROLLED = {"control_image": picture(2), "controlnet_conditioning_scale": 0.7}
 
@@ -83,7 +96,7 @@ PIPELINES: dict[str, tuple[Callable[[], Any], type | None, Given, dict[str, Any]
     ),
     "img2img": (WHOLE, StableDiffusion3Img2ImgPipeline, lambda _: {}, {"image": picture(), "strength": 0.7}),
     "inpaint": (
-        WHOLE,
+        WIDE,
         StableDiffusion3InpaintPipeline,
         lambda _: {},
         {"image": picture(), "mask_image": MASK, "strength": 0.9},
@@ -108,20 +121,11 @@ def test_copies_of_one_expert_draw_what_it_draws(name: str) -> None:
     build, cls, given, options = PIPELINES[name]
     whole = build()
     parts = given(whole.transformer)
-    stock = whole if cls is None else cls(**{**whole.components, **parts}) if parts else cls.from_pipe(whole)
-    expected = draw(stock, **options)
+    expected = draw(stock(whole, cls, parts), **options)
     assert expected.std() > 0.03
     np.testing.assert_array_equal(draw(copies(as_expert(whole), 1).pipeline(cls, **parts), **options), expected)
     # Halves add up without rounding.
     np.testing.assert_array_equal(draw(copies(as_expert(whole), 2).pipeline(cls, **parts), **options), expected)
-
-
-def test_a_pipeline_made_of_another_one_reads_the_text_as_that_one_does() -> None:
-    whole = tiny_sd3_pipeline()
-    pipeline = StableDiffusion3Img2ImgPipeline.from_pipe(copies(as_expert(whole), 2).pipeline())
-    options = {"image": picture(), "strength": 0.7}
-    expected = draw(StableDiffusion3Img2ImgPipeline.from_pipe(whole), **options)
-    np.testing.assert_array_equal(draw(pipeline, **options), expected)
 
 
 def test_different_experts_draw_something_of_their_own() -> None:
@@ -173,7 +177,8 @@ def test_a_controlnet_reads_the_text_of_the_first_expert() -> None:
     seen: list[dict[str, Any]] = []
     net.register_forward_hook(lambda _, args, given, out: seen.append(given), with_kwargs=True)
     draw(ensemble.pipeline(StableDiffusion3ControlNetPipeline, controlnet=net), guidance_scale=1.0, **CONTROLLED)
-    text = wholes[0].encode_prompt("a red fox", None, None, max_sequence_length=12)[0]
+    with torch.no_grad():
+        text = wholes[0].encode_prompt("a red fox", None, None, max_sequence_length=12)[0]
     assert seen[0]["encoder_hidden_states"].shape == (1, LENGTH + 12, T5_WIDTH)
     assert torch.equal(seen[0]["encoder_hidden_states"], text)
     assert seen[0]["pooled_projections"].shape == (1, 2 * WIDTH)
