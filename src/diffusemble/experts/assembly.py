@@ -51,8 +51,11 @@ def empty(cls: Any, config: Any) -> nn.Module:
 def choose(model: nn.Module, layouts: Iterable[tuple[str, Layout]], checkpoint: Checkpoint) -> Plan:
     """Of several layouts with their prefixes, the one that most of the model's tensors are found in."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    plans = [Plan(prefix, layout(model, shapes)) for prefix, layout in layouts]
-    return min(plans, key=lambda plan: len(plan.missing(checkpoint)))
+    pairs = list(layouts)
+    origins = {layout: layout(model, shapes) for _, layout in pairs}
+    return min(
+        (Plan(prefix, origins[layout]) for prefix, layout in pairs), key=lambda plan: len(plan.missing(checkpoint))
+    )
 
 
 def fill(

@@ -70,7 +70,9 @@ def add_lora(parts: Mapping[str, Any], header: Header, amount: float) -> dict[st
 
 
 def _change(model: Any, target: Target, factors: dict[str, torch.Tensor], alpha: float | None, amount: float) -> None:
-    bias, magnitude = factors.pop("bias", None), factors.pop("magnitude", None)
+    bias, magnitude = factors.pop("bias", None), factors.pop("dora_scale", None)
+    if "magnitude" in factors:  # peft's, always one for each output, however it lies
+        magnitude = factors.pop("magnitude").reshape(-1, 1)
     if factors:
         whole, delta = target.read(model), difference(factors, alpha)
         if delta.numel() != whole.numel() or delta.shape[0] != whole.shape[0]:

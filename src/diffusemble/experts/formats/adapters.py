@@ -18,7 +18,7 @@ FACTORS: dict[str, str] = {
     r"[._]lora\.down\.weight": "down",
     r"\.lora_linear_layer\.up\.weight": "up",
     r"\.lora_linear_layer\.down\.weight": "down",
-    r"\.dora_scale": "magnitude",
+    r"\.dora_scale": "dora_scale",
     r"\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?": "magnitude",
     # LyCORIS: LoHa, LoKr, whole differences, norms
     r"\.(hada_w[12]_[ab]|hada_t[12])": "",
@@ -42,6 +42,8 @@ _MARKS = re.compile(
     r".*(?:lora[._](?:up|down|A|B|mid|linear_layer)|\.hada_w\d|\.lokr_w\d|\.oft_|\.on_input|_lora\d?\.(?:up|down)|"
     r"\.dora_scale|lora_magnitude)|(?:lora|lycoris)_\w+\.(?:diff|w_norm|alpha)"
 )
+_ENDS = [(re.compile(rf"{pattern}$"), factor) for pattern, factor in FACTORS.items()]
+_LONGEST = 60  # characters of an end, with the name that peft gives an adapter
 _LYCORIS = re.compile(r".*\.(?:hada_|lokr_|diff|w_norm|oft_|on_input|[ab][12]\.weight)")
 _SDXL = re.compile(r"lora_te2_|text_encoder_2|unet_(?:input|output)_blocks|label_emb|add_embedding")
 
@@ -59,10 +61,10 @@ def adapter_kind(header: Header) -> tuple[str, str | None]:
 
 def split_name(key: str) -> tuple[str, str] | None:
     """Module and factor of a tensor of an adapter: ``("lora_unet_mid", "up")``; None for another tensor."""
-    for pattern, factor in FACTORS.items():
-        found = re.fullmatch(rf"(.*?){pattern}", key)
+    for pattern, factor in _ENDS:
+        found = pattern.search(key, max(0, len(key) - _LONGEST))
         if found is not None:
-            return found[1], factor or found[2]
+            return key[: found.start()], factor or found[1]
     return None
 
 
