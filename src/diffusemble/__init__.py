@@ -8,6 +8,9 @@ from typing import Any
 _PUBLIC = {
     "EnsembleDenoiser": "diffusemble.ensemble",
     "build_aggregator": "diffusemble.ensemble",
+    "OutputEnsembleDenoiser": "diffusemble.output_ensemble",
+    "build_output_aggregator": "diffusemble.output_ensemble",
+    "open_ensemble": "diffusemble.output_ensemble",
     "record_attention": "diffusemble.aggregators.recording",
     "Expert": "diffusemble.experts.expert",
     "load_experts": "diffusemble.experts.load",

@@ -151,7 +151,8 @@ class EnsembleConfig(Schema):
         base: folder, hub id or ``zoo:<name>`` that gives single files the parts and settings they lack.
         aggregator: how the experts' features become one. Without it, the aggregator that was trained for the group if
             the zoo has one, else the block-wise mean.
-        ensemble: folder of a saved ensemble, instead of the three above.
+        level: where experts meet: at every block, or (also experts that differ) in what they predict.
+        ensemble: folder of a saved ensemble, instead of the four above.
         dtype: number type of the experts; float32 on a CPU and float16 elsewhere by default.
         device: ``"cpu"``, ``"cuda:1"``, ``"mps"``; the fastest one there is by default.
     """
@@ -159,18 +160,18 @@ class EnsembleConfig(Schema):
     experts: Texts = ("zoo:topics",)
     base: Text | None = None
     aggregator: Annotated[AggregatorConfig | None, BeforeValidator(_named)] = None
+    level: Literal["block", "output"] = "block"
     ensemble: Text | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = "auto"
 
     @model_validator(mode="after")
     def _one_source(self) -> EnsembleConfig:
-        # Compared by value: a written-out configuration lists every key.
-        own = self.aggregator or self.base or self.experts != EnsembleConfig.model_fields["experts"].default
+        given = (self.experts, self.level)  # by value: a written-out configuration lists every key
+        own = self.aggregator or self.base or given != (("zoo:topics",), "block")
         if self.ensemble is not None and own:
-            raise ValueError(
-                "a saved ensemble brings its own experts and aggregator; leave 'experts', 'base' and 'aggregator' out"
-            )
+            others = "leave 'experts', 'base', 'level' and 'aggregator' out"
+            raise ValueError(f"a saved ensemble brings its own experts and aggregator; {others}")
         return self
 
 

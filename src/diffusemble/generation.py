@@ -14,9 +14,10 @@ from diffusemble.adapter_config import AdapterConfig
 from diffusemble.aggregators.mean import Mean, MeanOptions
 from diffusemble.config import AggregatorConfig, EnsembleConfig, GenerateConfig, MadeWith, RefinerConfig
 from diffusemble.drawing import Picture, choose_maps, draw, placement
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.experts.load import load_experts
 from diffusemble.memory.keep import MemoryReport, on_host, within_memory
+from diffusemble.output_ensemble import assemble, open_ensemble
 from diffusemble.pictures.attention import attention_picture
 from diffusemble.pictures.files import free_stem
 from diffusemble.pictures.metadata import save_png
@@ -29,7 +30,7 @@ from diffusemble.zoo import trained_ensemble
 
 log = logging.getLogger(__name__)
 
-TOGETHER, MEAN = "ensemble", "block-wise mean"
+TOGETHER, MEAN, OUTPUT_MEAN = "ensemble", "block-wise mean", "mean of predictions"
 
 Progress = Callable[[float, str], None]
 """Called with the share that is done, 0 to 1, and what is being done."""
@@ -144,14 +145,12 @@ def build_ensemble(config: EnsembleConfig) -> EnsembleDenoiser:
     folder = _saved(config)
     loras = config.loras if isinstance(config, AdapterConfig) else ()
     if folder is not None:
-        ensemble = EnsembleDenoiser.from_pretrained(folder, dtype=dtype, device=device, added=loras)
+        ensemble = open_ensemble(folder, dtype=dtype, device=device, added=loras)
     else:
         sources = ["+".join((source, *loras)) for source in config.experts]
         experts = load_experts(sources, dtype=dtype, device=device, base=config.base)
         choice = config.aggregator or AggregatorConfig(name="mean")
-        denoisers = [expert.denoiser for expert in experts]
-        options = _options(choice, config)
-        ensemble = EnsembleDenoiser(experts, build_aggregator(choice.name, denoisers, **options))
+        ensemble = assemble(experts, config.level, choice.name, _options(choice, config))
     ensemble.aggregator.to(device=device, dtype=dtype)
     return ensemble.eval()
 
@@ -162,7 +161,7 @@ def build_ensemble(config: EnsembleConfig) -> EnsembleDenoiser:
 def _saved(config: EnsembleConfig) -> Path | None:
     """Folder of the saved ensemble: the given one, or the zoo's for a whole group if nothing else is asked for."""
     source = config.ensemble
-    if source is None and config.aggregator is None and len(config.experts) == 1:
+    if source is None and config.aggregator is None and config.level == "block" and len(config.experts) == 1:
         source = config.experts[0]
     kind, _, group = (source or "").partition(":")
     trained = trained_ensemble(group) if kind == "zoo" else None
@@ -199,17 +198,18 @@ def _part(tell: Progress, what: str, number: int, count: int) -> Callable[[float
 
 
 def _ways(ensemble: EnsembleDenoiser) -> dict[str, EnsembleDenoiser]:
-    """What a comparison shows: every expert alone, their block-wise mean, the ensemble."""
+    """What a comparison shows: every expert alone, their mean, the ensemble."""
     if len(ensemble.experts) == 1:
         return {TOGETHER: ensemble}
-    ways = {expert.name: EnsembleDenoiser([expert]) for expert in ensemble.experts}
+    level = type(ensemble)
+    ways = {expert.name: level([expert]) for expert in ensemble.experts}
     if not (isinstance(ensemble.aggregator, Mean) and ensemble.aggregator.options == MeanOptions()):
-        ways[MEAN] = EnsembleDenoiser(ensemble.experts, "mean")
+        ways[MEAN if len(ensemble.points) > 1 else OUTPUT_MEAN] = level(ensemble.experts, "mean")
     return {**ways, TOGETHER: ensemble}
 
 
 def _sheet(drawn: Mapping[str, Sequence[Picture]], config: GenerateConfig) -> Image.Image:
-    colours = dict(zip(drawn, COLOURS, strict=False)) | {MEAN: FAINT, TOGETHER: INK}
+    colours = dict(zip(drawn, COLOURS, strict=False)) | {MEAN: FAINT, OUTPUT_MEAN: FAINT, TOGETHER: INK}
     columns = [
         Column(title, colours[title], [picture.image for picture in pictures], framed=title == TOGETHER)
         for title, pictures in drawn.items()

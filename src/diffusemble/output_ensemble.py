@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -16,6 +17,7 @@ from diffusemble.blocks.base import Call
 from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.expert import Expert, as_experts
 from diffusemble.experts.pipeline import build_pipeline
+from diffusemble.experts.reference import load_ensemble
 from diffusemble.families.base import Conditions, Family
 from diffusemble.families.check import families_of, terms_of
 from diffusemble.families.text import text_parts, unpack_conditions
@@ -122,6 +124,18 @@ class OutputEnsembleDenoiser(EnsembleDenoiser):
         """The one point where experts meet."""
         return (POINT,)
 
+    @property
+    def blocks(self) -> NoReturn:  # type: ignore[override]
+        """None.
+
+        Raises:
+            ValueError: always; what needs blocks cannot work.
+        """
+        raise ValueError(
+            "At output level every expert runs whole, so there are no common blocks: memory plans, cost counts, "
+            "distillation and block weights are for experts of one architecture. Use level: block (EnsembleDenoiser)."
+        )
+
     def reading(self, text: Any) -> OutputEnsembleDenoiser:
         """Itself: the text of all experts comes in one packing, whatever the architecture of the first one."""
         return self
@@ -168,6 +182,21 @@ def assemble(experts: Sequence[Expert], level: str, name: str, options: Mapping[
     if level == "output":
         return OutputEnsembleDenoiser(experts, build_output_aggregator(name, experts, **options))
     return EnsembleDenoiser(experts, build_aggregator(name, [expert.denoiser for expert in experts], **options))
+
+
+def open_ensemble(folder: str | Path, **load_options: Any) -> EnsembleDenoiser:
+    """What ``save_pretrained`` wrote, of either level: an aggregator with one point combines predictions.
+
+    Args:
+        folder: of the ensemble.
+        load_options: those of ``load_ensemble``: ``sources``, ``dtype``, ``device``, ``added``.
+
+    Raises:
+        ValueError: an expert's file is missing or has changed; the message names it.
+    """
+    experts, aggregator = load_ensemble(folder, **load_options)
+    together = OutputEnsembleDenoiser if len(aggregator.sizes.channels) == 1 else EnsembleDenoiser
+    return together(experts, aggregator)
 
 
 def check_aggregator(aggregator: Combiner, sizes: Sizes) -> None:

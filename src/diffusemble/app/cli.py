@@ -66,6 +66,7 @@ def generate(
     experts: Experts = None,
     ensemble: Ensemble = None,
     aggregator: Aggregator = None,
+    level: Annotated[str | None, typer.Option(help="Where experts meet: block (default), or output.")] = None,
     negative: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="One picture of every prompt for each seed.")] = None,
     images: Annotated[int | None, typer.Option("--images", "-n", min=1, help="Seeds, counting up from --seed.")] = None,
@@ -93,7 +94,7 @@ def generate(
         raise ValueError('There is nothing to draw. Give a prompt: diffusemble generate "a tiger, noto style".')
     flags = {
         **_given(prompts=prompts, experts=experts, ensemble=ensemble, aggregator=_named(aggregator), negative=negative),
-        **_given(seeds=seeds_of(seed, images), steps=steps, guidance=guidance, scheduler=scheduler),
+        **_given(level=level, seeds=seeds_of(seed, images), steps=steps, guidance=guidance, scheduler=scheduler),
         **_given(compare=compare or None, attention=attention or None, memory_budget=memory_budget, **size_of(size)),
         **_given(loras=lora, refiner=refiner_of(refiner_experts, refine_from)),
     }

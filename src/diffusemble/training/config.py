@@ -176,14 +176,24 @@ class TrainConfig(RunConfig):
     Attributes:
         experts: folders, hub ids, ``.safetensors`` files or ``zoo:<group>``, in the order of their maps.
         base: folder, hub id or ``zoo:<name>`` that gives single files the parts they lack.
+        level: where the experts meet: at every block, or (also experts that differ) in what they predict.
         aggregator: what to train.
         objective: what to minimise.
     """
 
     experts: Texts
     base: Text | None = None
+    level: Literal["block", "output"] = "block"
     aggregator: AggregatorConfig = AggregatorConfig(name="sabw")
     objective: ObjectiveConfig = ObjectiveConfig()
+
+    @model_validator(mode="after")
+    def _own_lengths(self) -> TrainConfig:
+        if self.level == "output" and self.text_tokens is not None:
+            raise ValueError(
+                "at level output every expert reads prompts of the length its own pipeline has; leave text_tokens out"
+            )
+        return self
 
 
 class DistillConfig(RunConfig):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
+from diffusemble.output_ensemble import assemble
 from diffusemble.training.chance import seed_of
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.learner import Learner
@@ -66,10 +67,8 @@ def build_ensemble(config: TrainConfig, experts: Sequence[Expert] | None, device
         experts = load_experts(config.experts, base=config.base, dtype=TYPES[config.precision])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "weights"))
-        aggregator = build_aggregator(
-            config.aggregator.name, [expert.denoiser for expert in experts], **config.aggregator.options
-        )
-    return place(EnsembleDenoiser(experts, aggregator), config, device)
+        ensemble = assemble(experts, config.level, config.aggregator.name, config.aggregator.options)
+    return place(ensemble, config, device)
 
 
 if __name__ == "__main__":
