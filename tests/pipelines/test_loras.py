@@ -80,6 +80,17 @@ def test_two_equal_experts_draw_with_loras_what_one_draws(name: str, tmp_path: P
     assert together.get_active_adapters() == alone.get_active_adapters() == ["ink"]
 
 
+def test_a_lora_takes_the_place_of_another() -> None:
+    drawn = []
+    for pipeline in (small_pipeline(0), different([small_pipeline(0), small_pipeline(0)]).pipeline()):
+        pipeline.enable_lora_hotswap(target_rank=2)
+        for seed, swap in ((1, False), (2, True)):
+            pipeline.load_lora_weights(lora(small_pipeline, seed, ("unet",)), adapter_name="ink", hotswap=swap)
+            drawn.append(draw(pipeline, **SMALL))
+    np.testing.assert_allclose(drawn[2:], drawn[:2], atol=ATOL)
+    assert unlike(drawn[0], drawn[1])
+
+
 def test_a_lora_reaches_every_expert_and_its_text_encoder() -> None:
     whole = [small_pipeline(seed) for seed in range(2)]
     pipeline = different(whole).pipeline()
@@ -120,3 +131,11 @@ def test_a_pipeline_around_an_ensemble_is_not_saved(tmp_path: Path) -> None:
     pipeline = EnsembleDenoiser([as_expert(small_pipeline(0))]).pipeline()
     with pytest.raises(ValueError, match=r"cannot be saved.*ensemble\.save_pretrained\(folder\)"):
         pipeline.save_pretrained(tmp_path)
+
+
+def test_what_belongs_to_one_text_encoder_is_refused_with_the_way_that_works() -> None:
+    pipeline = different([small_pipeline(0)]).pipeline()
+    with pytest.raises(AttributeError, match=r"'get_input_embeddings' belongs to one\. .*\+word\.safetensors"):
+        pipeline.text_encoder.get_input_embeddings()
+    with pytest.raises(AttributeError, match="object has no attribute 'nonsense'"):
+        pipeline.text_encoder.nonsense

@@ -90,3 +90,16 @@ class PackedModel(ModelMixin):
             "A pipeline around an ensemble cannot be saved: its experts stay where they are. Save the ensemble, "
             "ensemble.save_pretrained(folder), and open it with EnsembleDenoiser.from_pretrained(folder).pipeline()."
         )
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            first = next(iter(self.__dict__.get("_modules", {}).get("encoders", ())), None)
+            if name.startswith("_") or not hasattr(type(first), name):
+                raise
+            raise AttributeError(
+                f"The text encoders of all experts stand here, and {name!r} belongs to one. Load textual inversions "
+                f"with the experts, load_experts(['a.safetensors+word.safetensors', ...]); for anything else: "
+                f"`for encoder in pipe.text_encoder.encoders: encoder.{name}`."
+            ) from error
