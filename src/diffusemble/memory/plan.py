@@ -102,10 +102,10 @@ class Plan:
 
     @property
     def exact(self) -> bool:
-        """Whether pictures are bit for bit those of everything in memory: no rounded weights, no blended tiles, the
-        same attention kernel.
+        """Whether pictures are bit for bit those of everything in memory: no rounded weights, no blended tiles, and
+        kernels that see the same batches.
         """
-        return self.storage == "same" and self.vae != "tiles" and not self.sliced
+        return self.storage == "same" and self.vae == "whole" and not self.sliced
 
     def __str__(self) -> str:
         away = self.experts - self.resident
@@ -123,20 +123,19 @@ class Plan:
 
 
 def plans(weights: Weights, working: Working, choice: MemoryConfig) -> Iterator[Plan]:
-    """Every plan that ``choice`` allows, fastest first; those whose pictures differ a little come last.
+    """Every plan that ``choice`` allows: those that give the same bits first, and the fastest first among them.
 
     Slower than all else is to bring weights anew in every step; text encoders and the VAE come once a picture.
+    Decoding pictures one by one changes their last bits, tiles change what one can see.
     """
     n = len(weights.blocks)
     experts = range(n, -1, -1) if choice.resident is None else [min(choice.resident, n)]
     ways = PARTS if choice.parts is None else (choice.parts,)
     decoders = VAE if choice.vae is None else (choice.vae,)
-    exact, blended = [way for way in decoders if way != "tiles"], [way for way in decoders if way == "tiles"]
-    for group in (exact, blended):
-        for resident, parts, vae in product(experts, ways, group):
-            if parts != "stay" or resident == n or choice.parts is not None:
-                fixed = choice.model_copy(update={"resident": resident, "parts": parts, "vae": vae})
-                yield make_plan(weights, working, fixed)
+    for vae, resident, parts in product(decoders, experts, ways):
+        if parts != "stay" or resident == n or choice.parts is not None:
+            fixed = choice.model_copy(update={"resident": resident, "parts": parts, "vae": vae})
+            yield make_plan(weights, working, fixed)
 
 
 def make_plan(weights: Weights, working: Working, chosen: MemoryConfig) -> Plan:
