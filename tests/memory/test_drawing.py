@@ -1,0 +1,182 @@
+"""Pictures drawn by a plan are those drawn with everything in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from diffusemble import EnsembleDenoiser
+from diffusemble.config import GenerateConfig, MemoryConfig
+from diffusemble.generation import generate
+from diffusemble.memory.keep import Drawing, choose_plan
+from diffusemble.memory.measure import encoders_of, measure_weights, vae_of
+from diffusemble.memory.place import Placement
+from diffusemble.memory.plan import Working, make_plan
+from diffusemble.memory.visitors import layer_by_layer, own_weights
+from tiny import as_expert, tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder, tiny_unet, tiny_vae
+from tiny_dit import tiny_flux_pipeline, tiny_sd3_pipeline, tiny_t5
+
+PIPELINES: dict[str, Callable[[int], Any]] = {
+    "sd": tiny_pipeline,
+    "sdxl": tiny_sdxl_pipeline,
+    "flux": tiny_flux_pipeline,
+    "sd3": tiny_sd3_pipeline,
+}
+
+
+def an_ensemble(family: str) -> EnsembleDenoiser:
+    experts = [as_expert(PIPELINES[family](seed), f"expert {seed}") for seed in range(2)]
+    return EnsembleDenoiser(experts).eval()
+
+
+def drawn(ensemble: EnsembleDenoiser) -> np.ndarray:
+    """Two pictures, ``[2 16 16 3]``."""
+    pipeline = ensemble.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    extra = {"max_sequence_length": 16} if "max_sequence_length" in pipeline.__call__.__annotations__ else {}
+    images: np.ndarray = pipeline(
+        ["a fox", "two"], generator=seeds, num_inference_steps=2, height=16, width=16, output_type="np", **extra
+    ).images
+    return images
+
+
+@pytest.mark.parametrize("parts", ["visit", "layers"])
+@pytest.mark.parametrize("family", PIPELINES)
+def test_every_family_draws_the_same_bits(family: str, parts: str) -> None:
+    ensemble = an_ensemble(family)
+    expected = drawn(ensemble)
+    choice = MemoryConfig.model_validate({"resident": 1, "parts": parts})
+    plan = make_plan(measure_weights(ensemble), Working(), choice)
+    stages: list[int | None] = []
+    with Placement(ensemble, plan, "cpu") as placed:
+        assert placed.visitors is not None
+        vae = vae_of(ensemble)
+        assert vae is not None
+        ensemble.register_forward_hook(lambda *_: stages.append(placed.visitors.inside))  # type: ignore[union-attr]
+        assert np.array_equal(drawn(ensemble), expected)
+        assert placed.residence.peak <= plan.weights
+        assert placed.visitors.bytes == sum(weight.nbytes for weight in vae.parameters())
+    assert stages
+    assert set(stages) == {None}  # text encoders have left before the first step, the VAE comes after the last
+    assert np.array_equal(drawn(ensemble), expected)
+
+
+@pytest.mark.parametrize(("how", "close"), [("pictures", 1e-5), ("tiles", 0.2)])
+def test_a_plan_sets_how_the_vae_decodes_and_sets_it_back(how: str, close: float) -> None:
+    ensemble = an_ensemble("sd")
+    expected, vae = drawn(ensemble), ensemble.experts[0].components["vae"]
+    before = dict(vars(vae))
+    plan = make_plan(measure_weights(ensemble), Working(), MemoryConfig.model_validate({"vae": how}))
+    assert not plan.exact
+    with Placement(ensemble, plan, "cpu"):
+        assert (vae.use_slicing, vae.use_tiling) == (True, how == "tiles")
+        assert np.allclose(drawn(ensemble), expected, atol=close)
+    assert {key: value for key, value in vars(vae).items() if key in before and key.startswith(("use", "tile"))} == {
+        key: value for key, value in before.items() if key.startswith(("use", "tile"))
+    }
+
+
+def test_a_vae_that_was_widened_meanwhile_leaves_as_it_is() -> None:
+    """Pipelines turn SDXL's VAE to float32 while it decodes, and back."""
+    vae = tiny_vae().half()
+    ensemble = EnsembleDenoiser([as_expert(tiny_pipeline(vae=vae))]).eval()
+    before = [weight.clone() for weight in vae.parameters()]
+    plan = make_plan(measure_weights(ensemble), Working(), MemoryConfig(parts="visit", resident=0))
+    with Placement(ensemble, plan, "cpu") as placed:
+        vae.decoder(torch.zeros(1, 4, 2, 2).half())
+        nn.Module.float(vae)
+        assert placed.visitors is not None
+        placed.visitors.leave()
+        assert vae.decoder(torch.zeros(1, 4, 2, 2)).dtype == torch.float32
+        nn.Module.half(vae)
+    assert placed.visitors.bytes == 0
+    assert all(torch.equal(one, other) for one, other in zip(vae.parameters(), before, strict=True))
+
+
+def test_layers_cover_an_encoder() -> None:
+    for encoder in (tiny_text_encoder(), tiny_t5()):
+        groups = layer_by_layer(encoder)
+        weights = [id(weight) for group in groups for weight in own_weights(group)]
+        assert len(groups) == 1 + encoder.config.num_hidden_layers
+        assert sorted(weights) == sorted({id(one) for one in (*encoder.parameters(), *encoder.buffers())})
+
+
+def test_equal_text_encoders_are_counted_and_placed_once() -> None:
+    shared = tiny_text_encoder()
+    experts = [as_expert(tiny_pipeline(seed, text_encoder=shared), f"expert {seed}") for seed in range(2)]
+    ensemble = EnsembleDenoiser(experts)
+    assert encoders_of(ensemble) == (shared,)
+    assert len(measure_weights(ensemble).encoders) == 1
+
+
+def test_attention_in_slices_comes_close_and_goes_again() -> None:
+    ensemble = an_ensemble("sd")
+    expected = drawn(ensemble)
+    plan = make_plan(measure_weights(ensemble), Working(), MemoryConfig(attention_slicing=True))
+    assert not plan.exact
+    with Placement(ensemble, plan, "cpu"):
+        kinds = {type(one).__name__ for one in ensemble.denoisers[0].attn_processors.values()}
+        assert kinds == {"SlicedAttnProcessor"}
+        assert np.allclose(drawn(ensemble), expected, atol=1e-4)
+    assert np.array_equal(drawn(ensemble), expected)
+
+
+def test_a_transformer_has_no_sliced_attention() -> None:
+    ensemble = an_ensemble("flux")
+    plan = make_plan(measure_weights(ensemble), Working(), MemoryConfig(attention_slicing=True))
+    with pytest.raises(ValueError, match="a FluxTransformer2DModel has no sliced attention"):
+        Placement(ensemble, plan, "cpu")
+
+
+def test_an_adapter_keeps_its_attention() -> None:
+    ensemble = EnsembleDenoiser([tiny_unet()])
+    denoiser = ensemble.denoisers[0]
+    plan = make_plan(measure_weights(ensemble), Working(), MemoryConfig(attention_slicing=True))
+    denoiser.set_attn_processor({name: Adapted() for name in denoiser.attn_processors})
+    with pytest.raises(ValueError, match="replaces the attention of Adapted, which an adapter brought"):
+        Placement(ensemble, plan, "cpu")
+
+
+class Adapted:
+    """A processor of somebody else."""
+
+
+def test_a_budget_draws_the_same_pictures_and_keeps_to_it(trained_pair: tuple[str, ...], tmp_path: Path) -> None:
+    config = GenerateConfig(prompts=("a cat", "a dog"), experts=trained_pair, steps=2, device="cpu", compare=True)
+    free = generate(config)
+    assert free.memory is None
+    least = choose_plan(an_ensemble("sd"), None, Drawing(batch=4), MemoryConfig(resident=0, parts="visit"))
+    tight = generate(config.model_copy(update={"memory_budget": f"{least.peak / 1000 + 1:.0f}kB"}))
+    assert tight.memory is not None
+    assert tight.memory.plan.resident == 0
+    assert tight.memory.budget is not None
+    assert tight.memory.weights <= tight.memory.plan.weights <= tight.memory.budget
+    for one, other in zip(free.pictures, tight.pictures, strict=True):
+        assert one.image.tobytes() == other.image.tobytes()
+    assert free.sheet is not None
+    assert tight.sheet is not None
+    assert free.sheet.tobytes() == tight.sheet.tobytes()
+    with Image.open(tight.save(tmp_path).pictures[0]) as saved:
+        assert saved.size == (16, 16)
+
+
+@pytest.fixture(scope="module")
+def trained_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Two experts as diffusers folders."""
+    root = tmp_path_factory.mktemp("experts")
+    for seed, name in enumerate(("rock", "fern")):
+        tiny_pipeline(seed).save_pretrained(root / name)
+    return str(root / "rock"), str(root / "fern")
+
+
+def test_a_budget_below_the_least_says_so() -> None:
+    with pytest.raises(ValueError, match=r"No plan fits into the memory budget of 1\.00 kB: the least"):
+        choose_plan(an_ensemble("sd"), "1kB", Drawing(batch=1))
