@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from PIL import Image
 
 from diffusemble.experts.expert import Expert
 from diffusemble.training.config import TrainConfig
-from diffusemble.training.train import train
+from diffusemble.training.log import read_log
+from diffusemble.training.train import Progress, train
 from tiny import tiny_pipeline, tiny_unet
 
 SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -63,6 +64,21 @@ def small_config(data: Path, output: Path, **changes: Any) -> TrainConfig:
         "save_every": 3,
     }
     return TrainConfig.model_validate({**settings, **changes})
+
+
+def same_log(folder: Path) -> list[tuple[Any, ...]]:
+    """Everything the log says, but for how long it took."""
+    return [tuple((name, str(row[name])) for name in row if name != "seconds") for row in read_log(folder)]
+
+
+def stop_at(step: int) -> Callable[[Progress], None]:
+    """A progress callback that interrupts the run after ``step``."""
+
+    def tell(now: Progress) -> None:
+        if now.stage == "steps" and now.done == step:
+            raise KeyboardInterrupt
+
+    return tell
 
 
 if __name__ == "__main__":
