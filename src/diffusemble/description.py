@@ -13,10 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusemble.aggregators.base import Context
 from diffusemble.aggregators.router import Router
 from diffusemble.aggregators.storage import create, name_of
+from diffusemble.blocks.base import Call
+from diffusemble.blocks.example import CLIP_PROMPT, example
 from diffusemble.ensemble import EnsembleDenoiser, blocks_of
 from diffusemble.experts.expert import Expert
 
-TEXT_TOKENS = 77  # Stable Diffusion's prompt length, for experts that come without a tokenizer
+FLUX_SIDE = 128  # of the latents of FLUX's pictures, whose configuration does not say
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def describe(ensemble: EnsembleDenoiser, latent_size: tuple[int, int] | None = N
         ensemble: what to describe; it is not run.
         latent_size: height and width of the latents; the experts' own size by default.
     """
-    own = ensemble.config.sample_size
+    own = getattr(ensemble.config, "sample_size", FLUX_SIDE)
     height, width = latent_size or ((own, own) if isinstance(own, int) else own)
     with torch.device("meta"), torch.no_grad():
         walk = _walk(ensemble, height, width)
@@ -149,21 +151,10 @@ def count_flops(call: Callable[[], Any]) -> Cost:
     return _so_far(counter)
 
 
-def inputs_of(ensemble: EnsembleDenoiser, height: int, width: int) -> dict[str, Any]:
-    """Arguments of one forward pass of one expert for latents of this size, all zeros."""
-    config, sizes = ensemble.config, ensemble.aggregator.sizes
+def example_for(ensemble: EnsembleDenoiser, denoiser: nn.Module, latents: tuple[int, int], batch: int = 1) -> Call:
+    """A call of one expert's ``denoiser``, with prompts of its tokenizer's length."""
     tokenizer = ensemble.experts[0].components.get("tokenizer")
-    tokens = tokenizer.model_max_length if tokenizer else TEXT_TOKENS
-    inputs: dict[str, Any] = {
-        "sample": torch.zeros(1, config.in_channels, height, width),
-        "timestep": torch.tensor(1),
-        "encoder_hidden_states": torch.zeros(1, tokens, sizes.text),
-    }
-    if config.addition_embed_type == "text_time":
-        # SDXL concatenates a pooled text with embedded numbers; only the sum of their widths matters here.
-        pooled = config.projection_class_embeddings_input_dim - config.addition_time_embed_dim
-        inputs["added_cond_kwargs"] = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 1)}
-    return inputs
+    return example(denoiser, latents, batch, tokenizer.model_max_length if tokenizer else CLIP_PROMPT)
 
 
 # -- parts of the above; on the meta device, where tensors have shapes but no numbers ----------------------------------
@@ -182,18 +173,17 @@ class Walk:
 def _walk(ensemble: EnsembleDenoiser, height: int, width: int) -> Walk:
     first = ensemble.denoisers[0]
     blocks = blocks_of(type(first).from_config(first.config).eval())
-    inputs = inputs_of(ensemble, height, width)
+    call = example_for(ensemble, blocks.denoiser, (height, width))
     grids = []
-    sample, timestep = inputs.pop("sample"), inputs.pop("timestep")
     with FlopCounterMode(display=False) as counter:
-        flow = blocks.open(sample, timestep, inputs)
+        flow = blocks.open(call.sample, call.timestep, call.inputs)
         opening = _so_far(counter)
         for name in blocks.names:
             feature = blocks.run(name, flow)
             grids.append((feature.map.shape[2], feature.map.shape[3]))
             flow = blocks.join(name, flow, feature)
         blocks.close(flow)
-    context = Context(flow.text, flow.time, sample, timestep[None])
+    context = Context(flow.text, flow.time, call.sample, call.timestep)
     return Walk(_so_far(counter), opening, tuple(grids), context)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from diffusemble.description import inputs_of
+from diffusemble.description import example_for
 from diffusemble.ensemble import EnsembleDenoiser
 
 
@@ -88,23 +88,13 @@ def seconds_of(ensembles: Mapping[str, EnsembleDenoiser], repeats: int = 7) -> d
 def step_of(ensemble: EnsembleDenoiser) -> Callable[[], Any]:
     """One step of one picture with guidance: the same latents twice."""
     own = ensemble.config.sample_size
-    inputs = inputs_of(ensemble, *((own, own) if isinstance(own, int) else own))
-    inputs = {name: _onto(value, ensemble) for name, value in inputs.items()}
-    n = len(ensemble.experts)
-    inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"].repeat(2, n, 1)
+    call = example_for(ensemble, ensemble.denoisers[0], (own, own) if isinstance(own, int) else own, batch=2)
+    inputs, n = dict(call.inputs), len(ensemble.experts)
+    inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"].repeat(1, n, 1)
     if added := inputs.get("added_cond_kwargs"):
-        inputs["added_cond_kwargs"] = {
-            "text_embeds": added["text_embeds"].repeat(2, n),
-            "time_ids": added["time_ids"].repeat(2, 1),
-        }
-    sample = torch.randn_like(inputs.pop("sample")).repeat(2, 1, 1, 1)
-    return lambda: ensemble(sample, **inputs)
-
-
-def _onto(value: Any, ensemble: EnsembleDenoiser) -> Any:
-    if isinstance(value, dict):
-        return {name: _onto(part, ensemble) for name, part in value.items()}
-    return value.to(ensemble.device, ensemble.dtype if value.is_floating_point() else None)
+        inputs["added_cond_kwargs"] = {**added, "text_embeds": added["text_embeds"].repeat(1, n)}
+    sample = torch.randn_like(call.sample[:1]).repeat(2, 1, 1, 1)
+    return lambda: ensemble(sample, call.timestep, **inputs)
 
 
 def _resident(key: str) -> int:
