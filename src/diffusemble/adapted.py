@@ -38,6 +38,7 @@ def adapted_pipeline(ensemble: EnsembleDenoiser, config: AdapterConfig) -> Any:
         ValueError: a file is missing or something else than it should be, or the experts' family has no such adapter.
     """
     cls, parts = None, {}
+    _refuse_at_output(ensemble, config)
     if config.controlnets:
         cls = _controlled(ensemble)
         nets = [_controlnet(one, ensemble) for one in config.controlnets]
@@ -95,6 +96,15 @@ def guided(pipeline: Any, config: AdapterConfig) -> AbstractContextManager[None]
 # -- parts of the above ------------------------------------------------------------------------------------------------
 
 
+def _refuse_at_output(ensemble: EnsembleDenoiser, config: AdapterConfig) -> None:
+    for key in ("controlnets", "image_prompts"):
+        if getattr(config, key) and len(ensemble.points) == 1 and len(ensemble.experts) > 1:
+            raise ValueError(
+                f"{key} are made for one architecture, and experts that meet at the output need not share one. Use "
+                f"level: block, or leave {key} out."
+            )
+
+
 def _controlled(ensemble: EnsembleDenoiser) -> type:
     own = ensemble.experts[0].pipeline_class
     for plain, controlled in _CONTROLLED.items():
@@ -136,7 +146,7 @@ def _image_encoder(one: ImagePromptConfig, ensemble: EnsembleDenoiser) -> dict[s
     where = one.encoder or str(Path(one.weights).parent / "image_encoder")
     try:
         encoder = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True, dtype=ensemble.dtype)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a folder of another kind fails in many ways
         raise ValueError(
             f"image_prompts: {where} holds no image encoder that can be opened ({_first_line(error)}). Set "
             f"image_prompts.encoder to the folder or hub id of the CLIP vision model that the adapter was trained with."

@@ -196,12 +196,15 @@ class Switches(ModelMixin):
 
 
 def _refuse_text_loras(weights: Any, pipeline: Any) -> None:
-    if pipeline is None or isinstance(pipeline, EveryExpert) or not isinstance(weights, dict):
+    if pipeline is None or not isinstance(weights, dict) or not any(key.startswith("text_encoder") for key in weights):
         return
-    if any(key.startswith("text_encoder") for key in weights):
+    readers = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    if not (isinstance(pipeline, EveryExpert) and all(hasattr(one, "members") for one in readers if one is not None)):
+        name = type(pipeline).__name__
         raise ValueError(
-            f"This LoRA also changes text encoders, and this {type(pipeline).__name__} does not know those of all "
-            f"experts. Make the pipeline with ensemble.pipeline({type(pipeline).__name__}), not with from_pipe."
+            f"This LoRA also changes text encoders, and this {name} does not know those of all experts. Make the "
+            f"pipeline with ensemble.pipeline({name}), not with from_pipe; at output level, add the LoRA to the "
+            f"experts: load_experts(['a.safetensors+lora.safetensors:0.7', ...])."
         )
 
 

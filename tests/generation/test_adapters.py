@@ -192,13 +192,21 @@ WRONG: dict[str, tuple[Wrong, str]] = {
         lambda home: prompt_of(home, weights=str(home / "ink.safetensors")),
         r"ink\.safetensors is no IP-Adapter: .* ip-adapter_sd15\.safetensors",
     ),
-    "no encoder": (lambda home: prompt_of(home, encoder=str(home / "edges")), "image_prompts"),
+    "no encoder": (lambda home: prompt_of(home, encoder=str(home / "edges")), "edges holds no image encoder"),
     "missing encoder": (
         lambda home: prompt_of(home, encoder=str(home / "none")),
         r"holds no image encoder .* Set image_prompts\.encoder",
     ),
     "missing mask": (lambda home: prompt_of(home, mask="none.png"), r"image_prompts\.mask: there is no file none\.png"),
     "missing lora": (lambda home: {"loras": "none.safetensors:0.7"}, r"no \.safetensors file none\.safetensors"),
+    "controlnet at output level": (
+        lambda home: {**net_of(home), "level": "output"},
+        r"controlnets are made for one architecture, .* Use level: block",
+    ),
+    "image prompt at output level": (
+        lambda home: {**prompt_of(home), "level": "output"},
+        r"image_prompts are made for one architecture, .* Use level: block",
+    ),
     "rescaled with a controlnet": (
         lambda home: {**net_of(home), "guidance_rescale": 0.5},
         "guidance_rescale: diffusers' StableDiffusionControlNetPipeline does not know it",

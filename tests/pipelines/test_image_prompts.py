@@ -14,6 +14,7 @@ from unet_inputs import IMAGE_WIDTH, image_prompt_weights, randn
 
 BUILDS = {"SD": small_pipeline, "SDXL": lambda seed=0: sdxl(seed)[0]}
 QUIET = {"subfolder": None, "weight_name": "none", "image_encoder_folder": None}
+SHORT = {**SMALL, "num_inference_steps": 2}
 LEFT = torch.zeros(1, 1, 16, 16)
 LEFT[..., :8] = 1
 STYLE = {"up": {"block_1": [0.0, 1.0]}}
@@ -25,7 +26,7 @@ def embeddings(count: int) -> list[torch.Tensor]:
 
 
 def prompted(pipeline: Any, count: int = 1, **call: Any) -> np.ndarray:
-    return draw(pipeline, ip_adapter_image_embeds=embeddings(count), **SMALL, **call)
+    return draw(pipeline, ip_adapter_image_embeds=embeddings(count), **SHORT, **call)
 
 
 def load(pipeline: Any, unet: Any, count: int = 1) -> None:
@@ -40,7 +41,7 @@ def _quiet(count: int) -> dict[str, Any]:
 def test_two_equal_experts_draw_with_image_prompts_what_one_draws(name: str) -> None:
     build = BUILDS[name]
     alone, together = build(0), different([build(0), build(0)]).pipeline()
-    plain, drawn = draw(alone, **SMALL), {}
+    plain, drawn = draw(alone, **SHORT), {}
     masks = {"cross_attention_kwargs": {"ip_adapter_masks": [LEFT, 1 - LEFT]}}
     for pipeline in (alone, together):
         pictures = drawn.setdefault(pipeline is together, [])
@@ -51,7 +52,7 @@ def test_two_equal_experts_draw_with_image_prompts_what_one_draws(name: str) -> 
         pipeline.set_ip_adapter_scale(STYLE)
         pictures.append(prompted(pipeline))
         pipeline.unload_ip_adapter()
-        pictures.append(draw(pipeline, **SMALL))
+        pictures.append(draw(pipeline, **SHORT))
         load(pipeline, alone.unet, 2)
         pipeline.set_ip_adapter_scale([0.9, 0.3])
         pictures += [prompted(pipeline, 2), prompted(pipeline, 2, **masks)]

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import FluxPipeline, StableDiffusionImg2ImgPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 
-from diffusemble import EnsembleDenoiser
+from diffusemble import EnsembleDenoiser, OutputEnsembleDenoiser, pack_text
+from diffusemble.experts.expert import Expert
 from ensembles import ATOL, SMALL, different, draw, unlike
-from stock import sdxl, small_pipeline
+from stock import flux, sdxl, small_pipeline
 from tiny import as_expert
 
+SHORT = {**SMALL, "num_inference_steps": 2}
 LAYERS = {"unet": ["to_q", "to_v", "ff.net.2"], "text_encoder": ["q_proj", "out_proj"]}
 LAYERS["text_encoder_2"] = LAYERS["text_encoder"]
 
@@ -46,10 +48,10 @@ def lora(build: Any, seed: int, parts: tuple[str, ...] = tuple(LAYERS)) -> dict[
 def test_two_equal_experts_draw_with_loras_what_one_draws(name: str, tmp_path: Path) -> None:
     build = BUILDS[name]
     alone, together = build(0), different([build(0), build(0)]).pipeline()
-    plain, drawn = draw(alone, **SMALL), {}
+    plain, drawn = draw(alone, **SHORT), {}
 
     def step(what: str, pipeline: Any, **call: Any) -> None:
-        drawn.setdefault(what, []).append(draw(pipeline, **SMALL, **call))
+        drawn.setdefault(what, []).append(draw(pipeline, **SHORT, **call))
 
     for pipeline in (alone, together):
         pipeline.load_lora_weights(lora(build, 1), adapter_name="ink")
@@ -78,6 +80,25 @@ def test_two_equal_experts_draw_with_loras_what_one_draws(name: str, tmp_path: P
         assert unlike(expected, plain) == (what not in ("off", "unloaded")), what
     assert together.get_list_adapters() == alone.get_list_adapters()
     assert together.get_active_adapters() == alone.get_active_adapters() == ["ink"]
+
+
+def test_a_lora_of_flux_reaches_every_transformer() -> None:
+    (alone, call), trained = flux(0), flux(0)[0].transformer
+    torch.manual_seed(1)
+    trained.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(trained))
+    parts = {name: part for name, part in alone.components.items() if part is not None}
+    experts = [Expert(f"expert {number}", flux(0)[0].transformer, parts) for number in range(2)]
+    none = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    together = EnsembleDenoiser(experts).pipeline(FluxPipeline, **none)
+    packed = {name: pack_text([value] * 2) if "embeds" in name else value for name, value in call.items()}
+    drawn = []
+    for pipeline, given in ((alone, call), (together, packed)):
+        for _ in range(2):
+            drawn.append(pipeline(**given, generator=torch.Generator().manual_seed(1)).images)
+            pipeline.load_lora_weights({f"transformer.{key}": value for key, value in weights.items()})
+    np.testing.assert_allclose(drawn[2:], drawn[:2], atol=ATOL)
+    assert unlike(drawn[0], drawn[1], 1e-3)
 
 
 def test_a_lora_takes_the_place_of_another() -> None:
@@ -114,17 +135,19 @@ def test_a_text_encoder_that_experts_share_is_changed_once() -> None:
     assert all(torch.equal(part, expected) for part in mine)
 
 
-def test_a_foreign_pipeline_with_text_loras_is_refused_before_anything_is_loaded() -> None:
+def test_text_loras_are_refused_before_anything_is_loaded_where_they_would_not_reach_every_expert() -> None:
     ensemble = different([small_pipeline(0)])
-    parts = ensemble.pipeline().components
-    pipeline = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
-    with pytest.raises(
-        ValueError, match=r"changes text encoders.*ensemble\.pipeline\(StableDiffusionImg2ImgPipeline\)"
-    ):
+    pipeline = StableDiffusionImg2ImgPipeline(**ensemble.pipeline().components, requires_safety_checker=False)
+    message = r"changes text encoders.*pipeline\(StableDiffusionImg2ImgPipeline\), not with from_pipe"
+    with pytest.raises(ValueError, match=message):
         pipeline.load_lora_weights(lora(small_pipeline, 1))
     assert not hasattr(ensemble, "peft_config")
     pipeline.load_lora_weights(lora(small_pipeline, 1, ("unet",)), adapter_name="ink")
     assert list(ensemble.peft_config) == ["ink"]
+    apart = OutputEnsembleDenoiser([as_expert(small_pipeline(seed), f"expert {seed}") for seed in range(2)])
+    with pytest.raises(ValueError, match=r"at output level, add the LoRA to the experts: load_experts"):
+        apart.pipeline().load_lora_weights(lora(small_pipeline, 1))
+    assert not hasattr(apart, "peft_config")
 
 
 def test_a_pipeline_around_an_ensemble_is_not_saved(tmp_path: Path) -> None:
