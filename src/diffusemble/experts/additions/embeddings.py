@@ -50,7 +50,7 @@ def read_word(header: Header) -> Word:
     """The textual inversion in a file; its word is the file's name, or the token that diffusers' training stored."""
     tensors = load_file(header.file)
     if tensors.keys() <= _NAMED.keys():
-        vectors = {_NAMED[key]: tensor for key, tensor in tensors.items()}
+        vectors = {part: tensors[key] for key, part in _NAMED.items() if key in tensors}
         text = header.file.stem
     else:
         ((key, tensor),) = tensors.items()

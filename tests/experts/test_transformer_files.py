@@ -1,0 +1,186 @@
+"""Single files of FLUX and SD3, files that hold only a denoiser, and narrow number types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapter_files import write
+from diffusemble import load_experts
+from diffusemble.experts.layouts.autoencoder import vae
+from diffusemble.experts.layouts.flux import flux
+from diffusemble.experts.layouts.sd3 import sd3
+from diffusemble.experts.layouts.text_encoder import clip, t5
+from ldm import unet as ldm_unet
+from original import original
+from tiny import tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder
+from tiny_dit import tiny_flux_pipeline, tiny_sd3, tiny_sd3_pipeline
+
+
+def assert_equal(mine: Any, other: Any) -> None:
+    assert mine.state_dict().keys() == other.state_dict().keys()
+    for key, tensor in mine.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[key]), key
+
+
+def sd3_pipeline(seed: int) -> Any:
+    """The first encoder's pooled output is used as it is, and the second is wider, as in the real one."""
+    first = tiny_text_encoder(seed, projection=True)
+    first.text_projection.weight.data = torch.eye(32)
+    return tiny_sd3_pipeline(seed, text_encoder=first)
+
+
+FAMILIES: Mapping[str, tuple[Any, Any, Mapping[str, tuple[str, Any]]]] = {
+    "flux": (
+        tiny_flux_pipeline,
+        flux,
+        {"text_encoder": ("clip_l", clip), "text_encoder_2": ("t5xxl", t5)},
+    ),
+    "sd3": (
+        sd3_pipeline,
+        sd3,
+        {"text_encoder": ("clip_l", clip), "text_encoder_2": ("clip_g", clip), "text_encoder_3": ("t5xxl", t5)},
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
+    """Name, a pipeline, and a base folder of another one."""
+    build = FAMILIES[request.param][0]
+    folder = tmp_path_factory.mktemp(request.param) / "base"
+    build(0).save_pretrained(folder)
+    return request.param, build(1), folder
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_denoiser_alone_takes_the_rest_from_its_base(family: Any, prefix: str, tmp_path: Path) -> None:
+    name, pipeline, base = family
+    file = write(original(pipeline.transformer, FAMILIES[name][1], prefix), tmp_path / "opal.safetensors")
+    expert, rock = load_experts([file, base])
+    assert_equal(expert.denoiser, pipeline.transformer)
+    assert type(pipeline) is expert.pipeline_class
+    for part in ("vae", "text_encoder", "text_encoder_2"):
+        assert expert.components[part] is rock.components[part]
+    assert expert.files["base:text_encoder/model.safetensors"] == rock.files["text_encoder/model.safetensors"]
+
+
+def test_a_file_with_everything_needs_nothing_of_its_base_but_the_configuration(family: Any, tmp_path: Path) -> None:
+    name, pipeline, base = family
+    _, layout, texts = FAMILIES[name]
+    tensors = original(pipeline.transformer, layout, "model.diffusion_model.") | original(pipeline.vae, vae, "vae.")
+    for part, (short, order) in texts.items():
+        tensors |= original(getattr(pipeline, part), order, f"text_encoders.{short}.transformer.")
+    (expert,) = load_experts(write(tensors, tmp_path / "opal.safetensors"), base=base)
+    assert_equal(expert.denoiser, pipeline.transformer)
+    for part in ("vae", *texts):
+        assert_equal(expert.components[part], getattr(pipeline, part))
+    assert list(expert.files) == ["weights"]
+
+
+def test_an_sd3_file_is_refused_with_a_flux_base_and_the_other_way_round(tmp_path: Path) -> None:
+    pipeline = tiny_flux_pipeline(0)
+    pipeline.save_pretrained(tmp_path / "base")
+    other = write(original(tiny_sd3(), sd3), tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other.safetensors is an SD 3.5 checkpoint, but the base .* is FLUX.1. Give"):
+        load_experts(other, base=tmp_path / "base")
+    sdxl = tiny_sdxl_pipeline(0)
+    file = write(
+        {f"model.diffusion_model.{key}": t for key, t in ldm_unet(sdxl.unet).items()}, tmp_path / "xl.safetensors"
+    )
+    tiny_pipeline(0).save_pretrained(tmp_path / "sd1")
+    with pytest.raises(ValueError, match=r"xl.safetensors is an SDXL checkpoint, but the base .*sd1 is SD 1.x. Give"):
+        load_experts(file, base=tmp_path / "sd1")
+
+
+@pytest.mark.parametrize("build", [tiny_pipeline, tiny_sdxl_pipeline, tiny_flux_pipeline])
+def test_a_denoiser_in_the_layout_of_diffusers_is_read_too(build: Any, tmp_path: Path) -> None:
+    pipeline = build(0)
+    pipeline.save_pretrained(tmp_path / "base")
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    for parameter in denoiser.parameters():
+        parameter.data += 0.5
+    (expert,) = load_experts(write(denoiser.state_dict(), tmp_path / "opal.safetensors"), base=tmp_path / "base")
+    assert_equal(expert.denoiser, denoiser)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.bfloat16, torch.float16])
+def test_narrow_numbers_are_read_and_cast(family: Any, kind: torch.dtype, tmp_path: Path) -> None:
+    name, pipeline, base = family
+    tensors = original(pipeline.transformer, FAMILIES[name][1])
+    file = write({key: tensor.to(kind) for key, tensor in tensors.items()}, tmp_path / "narrow.safetensors")
+    for dtype in (torch.float32, torch.bfloat16):
+        (expert,) = load_experts(file, base=base, dtype=dtype)
+        for key, tensor in expert.denoiser.state_dict().items():
+            wanted = pipeline.transformer.state_dict()[key].to(kind).to(dtype)
+            assert tensor.dtype == dtype
+            assert torch.equal(tensor, wanted), key
+
+
+def scaled(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:
+    """Every matrix in fp8 with a scale of its own, the rest as it is."""
+    found: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if tensor.ndim == 2 and key.endswith(".weight"):
+            scale = tensor.abs().max() / 448
+            stem = key.removesuffix(".weight")
+            found |= {
+                key: (tensor / scale).to(torch.float8_e4m3fn),
+                stem + end: scale,
+                f"{stem}.scale_input": torch.ones(1),
+            }
+        else:
+            found[key] = tensor
+    return found
+
+
+@pytest.mark.parametrize("end", [".scale_weight", ".weight_scale"])
+def test_scaled_fp8_weights_are_what_they_stand_for(end: str, tmp_path: Path) -> None:
+    pipeline = tiny_flux_pipeline(0)
+    pipeline.save_pretrained(tmp_path / "base")
+    tensors = scaled(original(pipeline.transformer, flux, "model.diffusion_model."), end)
+    marker = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    (expert,) = load_experts(write({**tensors, **marker}, tmp_path / "scaled.safetensors"), base=tmp_path / "base")
+    mine: nn.Module = expert.denoiser
+    for key, tensor in pipeline.transformer.state_dict().items():
+        # Three bits of fraction: an error of at most 1/16, and of the smallest number in fp8.
+        torch.testing.assert_close(
+            mine.state_dict()[key], tensor, rtol=1 / 16, atol=float(tensor.abs().max()) / 448 / 512
+        )
+
+
+@pytest.mark.parametrize(
+    ("extra", "what"),
+    [
+        (
+            {"x.weight.quant_state.bitsandbytes__nf4": torch.zeros(3, dtype=torch.uint8)},
+            r"nf4 \(bitsandbytes, 4 bits\)",
+        ),
+        ({"x.weight.absmax": torch.zeros(3)}, r"a block-wise quantisation \(bitsandbytes\)"),
+        ({"x.SCB": torch.zeros(3)}, r"int8 \(bitsandbytes\)"),
+        ({"x.wscales": torch.zeros(3)}, r"SVDQuant \(4 bits\)"),
+        ({"x.weight": torch.zeros(3, 3, dtype=torch.int8)}, "I8"),
+    ],
+)
+def test_quantised_files_are_refused_by_name(extra: dict[str, Tensor], what: str, tmp_path: Path) -> None:
+    pipeline = tiny_flux_pipeline(0)
+    pipeline.save_pretrained(tmp_path / "base")
+    file = write({**original(pipeline.transformer, flux), **extra}, tmp_path / "small.safetensors")
+    with pytest.raises(
+        ValueError, match=rf"small.safetensors is quantised: {what}, which cannot be read here. Give its fp8"
+    ):
+        load_experts(file, base=tmp_path / "base")
+
+
+def test_a_format_that_is_only_named_in_a_note_is_refused(tmp_path: Path) -> None:
+    pipeline = tiny_flux_pipeline(0)
+    pipeline.save_pretrained(tmp_path / "base")
+    note = torch.tensor(list(b'{"format": "mxfp8"}'), dtype=torch.uint8)
+    file = write({**original(pipeline.transformer, flux), "img_in.comfy_quant": note}, tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match="is quantised in the format 'mxfp8', which cannot be read here"):
+        load_experts(file, base=tmp_path / "base")
