@@ -71,6 +71,7 @@ def test_another_denoiser_is_refused(
     assert message.startswith(f"Expert 2 ('fern'): {what} is {mine}")
     assert f"but expert 1 ('rock') has {first}" in message
     assert ARCHITECTURE in message
+    assert message.endswith("or combine what they predict (level: output, OutputEnsembleDenoiser).")
 
 
 SURROUNDINGS: list[tuple[str, Callable[[], Any], str, Any, Any, str]] = [

@@ -109,7 +109,9 @@ def _schedule(scheduler: Any) -> dict[str, Any]:
     # The shift of a flow says only at which times a picture is drawn: experts may differ in it.
     flows = type(scheduler).__name__.startswith("FlowMatch") or _config(scheduler).get("use_flow_sigmas")
     # A switch that a scheduler class does not have is off.
-    return {"process": "flow matching" if flows else "diffusion"} | {key: _plain(_config(scheduler).get(key)) or None for key in _SCHEDULE}
+    return {"process": "flow matching" if flows else "diffusion"} | {
+        key: _plain(_config(scheduler).get(key)) or None for key in _SCHEDULE
+    }
 
 
 def latent_space(vae: Any) -> dict[str, Any]:
@@ -137,15 +139,21 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+_OTHERWISE = ", or combine what they predict (level: output, OutputEnsembleDenoiser)"
+
+
 def _remedy(what: str) -> str:
     part = what.split()[0]
     if part == "vae":
         return "experts whose latents mean the same; use experts that share a VAE's latent space"
     if part == "scheduler":
-        return "one noise schedule and prediction type; use experts fine-tuned from one base model"
+        return f"one noise schedule and prediction type; use experts fine-tuned from one base model{_OTHERWISE}"
     if part in _TOKENIZERS:
         return (
             "one tokenizer, because the prompt is tokenized once for all; use experts fine-tuned from one base model, "
-            "with the same added words"
+            f"with the same added words{_OTHERWISE}"
         )
-    return "experts of one architecture; use checkpoints fine-tuned from the same base model (SD 1.5 with SD 1.5, ...)"
+    return (
+        f"experts of one architecture; use checkpoints fine-tuned from the same base model (SD 1.5 with SD 1.5, ...)"
+        f"{_OTHERWISE}"
+    )
