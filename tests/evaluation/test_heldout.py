@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from diffusemble.evaluation.heldout import HeldOut, as_noise, decode_latents, diffuse, encode_images, losses
+from diffusemble.evaluation.heldout import HeldOut, decode_latents, encode_images, in_terms, losses, terms_of
+from diffusemble.training.objective import Diffusion, add_noise, target_of
+from diffusemble.training.schedule import process_of
 from tests.tiny import tiny_scheduler, tiny_vae
+from tests.tiny_dit import tiny_flow_scheduler
 
-ALPHAS = tiny_scheduler().alphas_cumprod
+DIFFUSION, FLOW = process_of(tiny_scheduler()), process_of(tiny_flow_scheduler())
 
 
 def held_out(n: int = 5) -> HeldOut:
@@ -17,15 +20,15 @@ def held_out(n: int = 5) -> HeldOut:
 def test_predicting_nothing_costs_the_noise_itself_and_predicting_the_noise_costs_nothing():
     held = held_out()
     times = (10, 600)
-    nothing = losses(lambda noisy, time, prompts: torch.zeros_like(noisy), held, ALPHAS, times)
+    nothing = losses(lambda noisy, time, prompts: torch.zeros_like(noisy), held, DIFFUSION, times)
     expected = torch.stack([held.noise(time, 0, 0).square().mean(dim=(1, 2, 3)) for time in times], dim=1)
     torch.testing.assert_close(nothing, expected.double())
 
     def oracle(noisy: torch.Tensor, time: torch.Tensor, prompts: object) -> torch.Tensor:
-        kept = ALPHAS[time[0]]
-        return (noisy - kept.sqrt() * held.latents) / (1 - kept).sqrt()
+        level = DIFFUSION.at(time[:1])
+        return (noisy - level.alpha * held.latents) / level.sigma
 
-    assert losses(oracle, held, ALPHAS, times).max() < 1e-8
+    assert losses(oracle, held, DIFFUSION, times).max() < 1e-8
 
 
 def test_noise_depends_on_the_picture_and_not_on_its_neighbours():
@@ -41,41 +44,61 @@ def test_parts_measured_apart_are_the_whole_and_draws_are_averaged():
     def predict(noisy: torch.Tensor, time: torch.Tensor, prompts: object) -> torch.Tensor:
         return 0.3 * noisy
 
-    whole = losses(predict, held, ALPHAS, (50, 500), draws=3)
-    parts = [losses(predict, held[part], ALPHAS, (50, 500), draws=3) for part in (slice(0, 2), slice(2, 5))]
+    whole = losses(predict, held, DIFFUSION, (50, 500), draws=3)
+    parts = [losses(predict, held[part], DIFFUSION, (50, 500), draws=3) for part in (slice(0, 2), slice(2, 5))]
     torch.testing.assert_close(torch.cat(parts), whole)
-    assert not torch.allclose(losses(predict, held, ALPHAS, (50, 500), draws=1), whole)
+    assert not torch.allclose(losses(predict, held, DIFFUSION, (50, 500), draws=1), whole)
 
 
-def test_a_velocity_is_turned_into_noise():
+def test_of_a_flow_the_error_is_that_of_the_velocity_for_the_same_noise():
+    held, times = held_out(), (9, 599)
+    nothing = losses(lambda noisy, time, prompts: torch.zeros_like(noisy), held, FLOW, times)
+    velocities = [held.noise(time, 0, 0) - held.latents for time in times]
+    expected = torch.stack([velocity.square().mean(dim=(1, 2, 3)) for velocity in velocities], dim=1)
+    torch.testing.assert_close(nothing, expected.double())
+
+    def oracle(noisy: torch.Tensor, time: torch.Tensor, prompts: object) -> torch.Tensor:
+        return (noisy - held.latents) / FLOW.at(time).sigma.view(-1, 1, 1, 1)
+
+    assert losses(oracle, held, FLOW, times).max() < 1e-8
+    assert FLOW.times[list(times)].tolist() == [10, 600]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow_prediction"])
+def test_predictions_of_all_kinds_are_compared_in_the_same_terms(kind: str):
     x, noise = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    kept = torch.tensor([0.3, 0.8]).view(-1, 1, 1, 1)
-    noisy = kept.sqrt() * x + (1 - kept).sqrt() * noise
-    velocity = kept.sqrt() * noise - (1 - kept).sqrt() * x
-    torch.testing.assert_close(as_noise(velocity, noisy, kept.flatten(), "v_prediction"), noise)
-    assert as_noise(noise, noisy, kept.flatten(), "epsilon") is noise
-    with pytest.raises(ValueError, match="'epsilon' or 'v_prediction'; the scheduler says 'sample'"):
-        as_noise(noise, noisy, kept.flatten(), "sample")
+    process = FLOW if kind == "flow_prediction" else Diffusion.preserving(tiny_scheduler().alphas_cumprod, kind)
+    times = torch.tensor([300, 800])
+    level = process.at(times)
+    said, noisy = target_of(x, noise, level, kind), add_noise(x, noise, level)
+    found = in_terms(said, noisy, process, times)
+    torch.testing.assert_close(found, target_of(x, noise, level, terms_of(process)), rtol=1e-4, atol=1e-4)
+    if kind in ("epsilon", "flow_prediction"):
+        assert found is said
 
 
 def test_noising_is_the_schedulers():
-    scheduler, x, noise = tiny_scheduler(), torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    expected = scheduler.add_noise(x, noise, torch.tensor([321, 321]))
-    torch.testing.assert_close(diffuse(x, noise, scheduler.alphas_cumprod[321]), expected)
+    held, scheduler = held_out(2), tiny_scheduler()
+    seen = []
+    losses(lambda noisy, time, prompts: seen.append(noisy) or noisy, held, DIFFUSION, (321,))
+    expected = scheduler.add_noise(held.latents, held.noise(321, 0, 0), torch.tensor([321, 321]))
+    torch.testing.assert_close(seen[0], expected)
 
 
-def test_latents_are_scaled_and_decoding_undoes_it():
-    vae, images = tiny_vae(), torch.rand(3, 3, 16, 16)
+@pytest.mark.parametrize("shift", [None, 0.3])
+def test_latents_are_shifted_and_scaled_and_decoding_undoes_it(shift: float | None):
+    vae, images = tiny_vae(shift_factor=shift), torch.rand(3, 3, 16, 16)
     latents = encode_images(vae, images, batch=2)
     with torch.no_grad():
-        expected = vae.encode(2 * images - 1).latent_dist.mean * vae.config.scaling_factor
-        decoded = vae.decode(expected / vae.config.scaling_factor).sample
+        raw = vae.encode(2 * images - 1).latent_dist.mean
+        expected = (raw - (shift or 0)) * vae.config.scaling_factor
+        decoded = vae.decode(raw).sample
     torch.testing.assert_close(latents, expected)
     torch.testing.assert_close(decode_latents(vae, latents, batch=2), (decoded / 2 + 0.5).clamp(0, 1))
 
 
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="at least one picture; got none"):
-        losses(lambda *_: torch.zeros(1), held_out()[:0], ALPHAS, (1,))
+        losses(lambda *_: torch.zeros(1), held_out()[:0], DIFFUSION, (1,))
     with pytest.raises(ValueError, match=r"timesteps 0 to 999; got \[1000\]"):
-        losses(lambda *_: torch.zeros(1), held_out(), ALPHAS, (1000,))
+        losses(lambda *_: torch.zeros(1), held_out(), DIFFUSION, (1000,))

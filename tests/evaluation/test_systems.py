@@ -9,6 +9,7 @@ from diffusemble.evaluation.routing import expert_weights
 from diffusemble.evaluation.systems import average_expert, build_systems, select
 from diffusemble.experts.expert import Expert
 from diffusemble.fusion import mean
+from diffusemble.training.schedule import process_of
 from tests.tiny import randomised, tiny_pipeline, tiny_scheduler, tiny_text_encoder
 
 PROMPTS = ("a fox", "a red jug")
@@ -98,13 +99,13 @@ def test_a_picture_does_not_depend_on_its_batch(ensemble):
 
 def test_recorded_weights_sum_to_one_and_one_hot_maps_show(ensemble):
     held = HeldOut(("a", "b"), PROMPTS, torch.randn(2, 4, 8, 8))
-    alphas = tiny_scheduler().alphas_cumprod
+    diffusion = process_of(tiny_scheduler())
     systems = {system.name: system for system in build_systems(ensemble)}
-    weights = expert_weights(ensemble, systems["ensemble"].predict, held, alphas, (100, 300, 700))
+    weights = expert_weights(ensemble, systems["ensemble"].predict, held, diffusion, (100, 300, 700))
     assert weights.shape == (2, 3, len(ensemble.points), 2)
     torch.testing.assert_close(weights.sum(dim=3), torch.ones(weights.shape[:3]))
     only = systems["expert-1-inside"]
-    shown = expert_weights(only.pipeline.unet, only.predict, held, alphas, (100,))
+    shown = expert_weights(only.pipeline.unet, only.predict, held, diffusion, (100,))
     assert (shown[..., 1] == 1).all()
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from diffusemble.experts.expert import Expert
-from training.small import small_experts, write_pictures
+from diffusemble.training.train import train
+from training.small import small_config, small_experts, write_pictures
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,3 +29,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training") / "pictures"
     write_pictures(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole(experts: tuple[Expert, ...], pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    return train(small_config(pictures, tmp_path_factory.mktemp("runs") / "whole"), experts)

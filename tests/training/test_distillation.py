@@ -18,7 +18,7 @@ from diffusemble.training.consistency import consistent, guided, huber_distance,
 from diffusemble.training.corpus import encode_corpus
 from diffusemble.training.distillation import consistency_objective, distill
 from diffusemble.training.learner import Learner
-from diffusemble.training.objective import add_noise
+from diffusemble.training.objective import Diffusion, add_noise
 from diffusemble.training.run import Progress, place
 from diffusemble.training.schedule import diffusion_of
 from tiny import randomised
@@ -101,6 +101,13 @@ def test_the_target_follows_the_student_exactly(pictures: Path) -> None:
         run.advance(step)
         expected = [0.75 * one + 0.25 * weight.detach() for one, weight in zip(expected, run.weights, strict=True)]
     assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(run.average.averages, expected, strict=True))
+
+
+def test_experts_of_flow_matching_are_not_distilled(pictures: Path) -> None:
+    run = distiller(pictures)
+    run.diffusion = Diffusion.flow(1000)
+    with pytest.raises(ValueError, match=r"steps along a diffusion, .* predict 'flow_prediction'. Distil"):
+        consistency_objective(run, distill_config(pictures, pictures.parent / "unused"))
 
 
 def test_without_an_average_the_student_is_its_own_target(pictures: Path) -> None:

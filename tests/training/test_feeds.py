@@ -195,3 +195,18 @@ def test_sizes_that_cannot_be_cut_into_patches_are_refused(pictures: Path, tmp_p
     corpus = encode([as_expert(tiny_flux_pipeline(vae=tiny_flow_vae()))], pictures, tmp_path, size=14)
     with pytest.raises(ValueError, match=r"squares of 2 x 2, but pictures of this size become 7 x 7 latents"):
         corpus.feed.image_tokens(*corpus.shape[1:])
+
+
+def test_text_that_experts_share_is_kept_once(pictures: Path, tmp_path: Path) -> None:
+    pipelines = [tiny_flux_pipeline(seed) for seed in range(3)]
+    shared = {name: pipelines[0].components[name] for name in ("text_encoder", "text_encoder_2")}
+    pipelines[2].register_modules(**shared)
+    experts = [as_expert(pipeline, f"expert {seed}") for seed, pipeline in enumerate(pipelines)]
+    corpus = encode(experts, pictures, tmp_path, text_tokens=24)
+    assert corpus.readers.order == (0, 1, 0)
+    assert corpus.text["encoder_hidden_states"][[0]].shape[1] == 2 * 24
+    packed = corpus.inputs(torch.tensor([3]), torch.tensor([False]))
+    for name in ("encoder_hidden_states", "pooled_projections"):
+        one, two, three = packed[name].chunk(3, dim=1)
+        assert torch.equal(one, three)
+        assert not torch.allclose(one, two, atol=1e-2)

@@ -134,6 +134,13 @@ def test_timesteps_beyond_the_schedule_are_refused(experts: tuple[Expert, ...], 
         learner(experts, pictures, timesteps=[500, 1000])
 
 
+def test_timesteps_are_drawn_as_often_as_the_levels_say(experts: tuple[Expert, ...], pictures: Path) -> None:
+    run = learner(experts, pictures, levels={"density": "logit-normal", "mean": 3.0, "spread": 0.1}, timesteps=[0, 960])
+    drawn = torch.cat([run.chance.draw(step, run.corpus.shape).timesteps for step in range(20)])
+    assert (drawn > 900).all()  # around 1000 / (1 + exp(-3)) = 953
+    assert (drawn <= 960).all()
+
+
 def test_aggregators_without_weights_are_refused(experts: tuple[Expert, ...], pictures: Path) -> None:
     with pytest.raises(ValueError, match="The aggregator 'mean' has no weights, so there is nothing to train"):
         learner(experts, pictures, aggregator={"name": "mean"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusemble.evaluation.pictures import generator_of
+from diffusemble.parametrisation import Prediction, convert
+from diffusemble.training.objective import FLOW, Diffusion, Level, add_noise, target_of
 
 Predict = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
-"""``predict(x_t [b c h w], t [b], prompts) -> noise [b c h w]``."""
+"""``predict(x_t [b c h w], points of the schedule [b], prompts)`` in the terms of ``terms_of``, ``[b c h w]``."""
 
 
 @dataclass(frozen=True)
@@ -38,80 +40,93 @@ class HeldOut:
         return torch.stack([torch.randn(shape, generator=generator_of(seed, key, time, draw)) for key in self.keys])
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One noise for all pictures: ``noisy [n c h w]`` at ``times [n]``, and what to predict of it, ``[n c h w]``.
+
+    ``column`` is the place of the timestep among those that are measured.
+    """
+
+    column: int
+    noisy: Tensor
+    times: Tensor
+    target: Tensor
+
+
 @torch.no_grad()
 def losses(
-    predict: Predict, held: HeldOut, alphas: Tensor, times: Sequence[int], draws: int = 1, seed: int = 0
+    predict: Predict, held: HeldOut, diffusion: Diffusion, times: Sequence[int], draws: int = 1, seed: int = 0
 ) -> Float[Tensor, "n t"]:
-    """Mean squared error of the predicted noise for every picture and timestep.
+    """Mean squared error of what is predicted, for every picture and timestep.
+
+    The noise is the same for every system; so are the terms, those of ``terms_of``.
 
     Args:
         predict: the system; it may predict in one batch all it is given.
         held: pictures.
-        alphas: ᾱ of every training timestep (``scheduler.alphas_cumprod``).
-        times: timesteps.
+        diffusion: the process of the system's scheduler (``training.schedule.process_of``).
+        times: points of its schedule, counted from 0: timesteps, or 1000 σ - 1 of flow matching.
         draws: noises for each picture and timestep; the loss is their mean.
         seed: of the noise.
 
     Raises:
         ValueError: no pictures, or a timestep the schedule does not have.
     """
-    if not len(held):
-        raise ValueError("A held-out loss needs at least one picture; got none. Check the split and its filter.")
-    if not all(0 <= time < len(alphas) for time in times):
-        raise ValueError(
-            f"The schedule has the timesteps 0 to {len(alphas) - 1}; got {list(times)}. Choose among those."
-        )
     found = torch.zeros(len(held), len(times), dtype=torch.float64)
-    for column, time in enumerate(times):
-        for draw in range(draws):
-            noise = held.noise(time, draw, seed).to(held.latents)
-            noisy = diffuse(held.latents, noise, alphas[time])
-            predicted = predict(noisy, torch.full((len(held),), time, device=noisy.device), held.prompts)
-            error = (predicted.float() - noise.float()).square().mean(dim=(1, 2, 3))
-            found[:, column] += error.double().cpu() / draws
+    for trial in trials(held, diffusion, times, draws, seed):
+        error = (predict(trial.noisy, trial.times, held.prompts).float() - trial.target.float()).square()
+        found[:, trial.column] += error.mean(dim=(1, 2, 3)).double().cpu() / draws
     return found
 
 
-def diffuse(latents: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
-    """x_t = √ᾱ x + √(1 - ᾱ) ε (Ho et al. 2020, eq. 4)."""
-    return alpha.sqrt().to(latents) * latents + (1 - alpha).sqrt().to(latents) * noise
+def trials(held: HeldOut, diffusion: Diffusion, times: Sequence[int], draws: int, seed: int) -> Iterator[Trial]:
+    """Every timestep and draw, in order; see ``losses``."""
+    if not len(held):
+        raise ValueError("A held-out loss needs at least one picture; got none. Check the split and its filter.")
+    if not all(0 <= time < len(diffusion) for time in times):
+        raise ValueError(
+            f"The schedule has the timesteps 0 to {len(diffusion) - 1}; got {list(times)}. Choose among those."
+        )
+    for column, time in enumerate(times):
+        for draw in range(draws):
+            noise = held.noise(time, draw, seed).to(held.latents)
+            at = torch.full((len(held),), time, device=noise.device)
+            level = diffusion.to(noise.device).at(at)
+            level = Level(level.alpha.to(noise), level.sigma.to(noise))
+            noisy = add_noise(held.latents, noise, level)
+            yield Trial(column, noisy, at, target_of(held.latents, noise, level, terms_of(diffusion)))
 
 
-def as_noise(prediction: Tensor, noisy: Tensor, alpha: Tensor, prediction_type: str) -> Tensor:
-    """The noise ε in what a denoiser predicts.
+def terms_of(diffusion: Diffusion) -> Prediction:
+    """In which terms systems are compared: the noise, or the velocity of flow matching."""
+    return FLOW if diffusion.flows else "epsilon"
 
-    Args:
-        prediction: output ``[b c h w]`` for ``noisy`` x_t ``[b c h w]``.
-        noisy: x_t.
-        alpha: ᾱ of its timestep, ``[b]``.
-        prediction_type: ``"epsilon"``, or ``"v_prediction"``: ε = √ᾱ v + √(1 - ᾱ) x_t (Salimans & Ho 2022).
+
+def in_terms(prediction: Tensor, noisy: Tensor, diffusion: Diffusion, times: Tensor) -> Tensor:
+    """What a denoiser of ``diffusion`` predicts, ``[b c h w]``, in the terms of ``terms_of``.
 
     Raises:
-        ValueError: another prediction type.
+        ValueError: it says nothing of the noise there.
     """
-    if prediction_type == "epsilon":
-        return prediction
-    if prediction_type == "v_prediction":
-        kept = alpha.view(-1, 1, 1, 1).to(prediction)
-        return kept.sqrt() * prediction + (1 - kept).sqrt() * noisy
-    raise ValueError(
-        f"A held-out loss knows models that predict 'epsilon' or 'v_prediction'; the scheduler says "
-        f"{prediction_type!r}. Correct scheduler_config.json, or use other models."
-    )
+    level = diffusion.to(noisy.device).at(times)
+    alpha, sigma = (part.view(-1, 1, 1, 1).to(prediction) for part in (level.alpha, level.sigma))
+    kind: Any = diffusion.prediction_type
+    return convert(prediction, noisy, alpha, sigma, kind, terms_of(diffusion))
 
 
 @torch.no_grad()
 def encode_images(vae: Any, images: Tensor, batch: int = 64) -> Tensor:
-    """Scaled latents ``[n c h w]`` of images ``[n 3 h w]`` in [0, 1]: the mode of the VAE's distribution."""
+    """Scaled latents ``[n c h w]`` of images ``[n 3 h w]`` in [0, 1], from the mode of the VAE's distribution."""
     parts = []
     for part in images.split(batch):
         encoded = vae.encode((2 * part - 1).to(vae.device, vae.dtype)).latent_dist
-        parts.append(encoded.mode() * vae.config.scaling_factor)
+        parts.append((encoded.mode() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor)
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def decode_latents(vae: Any, latents: Tensor, batch: int = 64) -> Tensor:
     """Images ``[n 3 h w]`` in [0, 1] of scaled latents."""
-    parts = [vae.decode(part / vae.config.scaling_factor).sample for part in latents.split(batch)]
+    shift = vae.config.shift_factor or 0
+    parts = [vae.decode(part / vae.config.scaling_factor + shift).sample for part in latents.split(batch)]
     return (torch.cat(parts).float() / 2 + 0.5).clamp(0, 1)

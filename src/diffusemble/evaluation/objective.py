@@ -15,7 +15,7 @@ from diffusemble.merging.search_config import HeldOutPictures
 
 
 class HeldOutLoss:
-    """Minus the mean squared error of the predicted noise.
+    """Minus the mean squared error of the predicted noise, or of flow matching's velocity.
 
     Args:
         pictures: which, and at which timesteps.
@@ -36,7 +36,7 @@ class HeldOutLoss:
 
     def __call__(self, pipeline: Any) -> Tensor:
         """Scores ``[m]``, one for every picture: minus its loss, averaged over the timesteps."""
-        predict = System("merged", "merged", "control", pipeline).predict
+        system = System("merged", "merged", "control", pipeline)
         with torch.no_grad():
-            found = losses(predict, self.held, pipeline.scheduler.alphas_cumprod, self.times)
+            found = losses(system.predict, self.held, system.diffusion, self.times)
         return -found.mean(dim=1)

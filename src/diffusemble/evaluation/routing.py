@@ -11,22 +11,28 @@ from torch import Tensor
 from diffusemble.aggregators.recording import record_attention
 from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.evaluation.heldout import HeldOut, Predict, losses
+from diffusemble.training.objective import Diffusion
 
 
 def expert_weights(
-    ensemble: EnsembleDenoiser, predict: Predict, held: HeldOut, alphas: Tensor, times: Sequence[int], seed: int = 0
+    ensemble: EnsembleDenoiser,
+    predict: Predict,
+    held: HeldOut,
+    diffusion: Diffusion,
+    times: Sequence[int],
+    seed: int = 0,
 ) -> Float[Tensor, "n t k e"]:
     """Weights of e experts, averaged over positions, while the ensemble predicts the noise of held-out pictures.
 
     Args:
         ensemble: whose maps are recorded; ``predict`` must run it once per timestep.
-        predict, held, alphas, times, seed: as in ``losses``.
+        predict, held, diffusion, times, seed: as in ``losses``.
 
     Returns:
         For n pictures, t timesteps and the k aggregated points in running order; sums to one over the experts.
     """
     with record_attention(ensemble) as maps:
-        losses(predict, held, alphas, times, draws=1, seed=seed)
+        losses(predict, held, diffusion, times, draws=1, seed=seed)
     recorded = [maps[point] for point in range(len(maps)) if maps[point]]
     by_point = [torch.stack([one.mean(dim=(2, 3)) for one in calls], dim=1) for calls in recorded]
     return torch.stack(by_point, dim=2)

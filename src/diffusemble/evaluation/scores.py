@@ -34,6 +34,7 @@ from diffusemble.evaluation.stored import (
     read_scores,
 )
 from diffusemble.evaluation.systems import LEARNED, System
+from diffusemble.training.schedule import diffusion_of
 
 Tell = Callable[[float, str], None]
 
@@ -82,7 +83,7 @@ class Bench:
         self.texts = sorted({row.text for row in rows})
         self.candidates = {row.style: sorted({r.text for r in rows if r.style == row.style}) for row in rows}
         self.vae = ensemble.experts[0].components["vae"]
-        self.alphas = ensemble.experts[0].components["scheduler"].alphas_cumprod
+        self.diffusion = diffusion_of(ensemble.experts, torch.device("cpu"))
         self.nets = [FeatureNet(name) for name in NETS]
         self.heads = PromptMatch.load()
         self.metrics = {name: load_metric(name, None, ensemble.device) for name in config.metrics}
@@ -134,7 +135,7 @@ class Bench:
                 for part in self._parts(len(whole)):
 
                     def make(system: System = system, some: HeldOut = whole[part]) -> Arrays:
-                        return {"losses": losses(system.predict, some, self.alphas, *settings).numpy()}
+                        return {"losses": losses(system.predict, some, self.diffusion, *settings).numpy()}
 
                     what = f"held-out loss: {system.title}"
                     yield Piece(f"losses/{split}/{system.name}-{part.start:05d}", make, what)
@@ -144,7 +145,7 @@ class Bench:
             for part in self._parts(len(held)) if system.name == LEARNED else ():
 
                 def make(system: System = system, some: HeldOut = held[part]) -> Arrays:
-                    found = expert_weights(self.ensemble, system.predict, some, self.alphas, self.config.times)
+                    found = expert_weights(self.ensemble, system.predict, some, self.diffusion, self.config.times)
                     return {"weights": found.numpy().astype(np.float32)}
 
                 yield Piece(f"weights/weights-{part.start:05d}", make, f"weights: {system.title}")

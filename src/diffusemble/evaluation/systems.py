@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from diffusemble.aggregators.base import Aggregator, AggregatorOptions, Combiner, Context, Sizes
 from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
-from diffusemble.evaluation.heldout import as_noise
+from diffusemble.evaluation.heldout import in_terms
 from diffusemble.evaluation.pictures import generator_of
 from diffusemble.experts.expert import Expert
 from diffusemble.merging.methods import weighted_average
+from diffusemble.training.feeds.base import denoiser_of, feed_of, joined, whole_pictures
+from diffusemble.training.objective import Diffusion, to_device
+from diffusemble.training.schedule import process_of
 
 LEARNED = "ensemble"
 
@@ -40,18 +43,32 @@ class System:
     settings: Mapping[str, Any] = field(default_factory=dict)
     guided: bool = False
 
+    @property
+    def diffusion(self) -> Diffusion:
+        """The process that the denoiser was trained with."""
+        return process_of(self.pipeline.scheduler)
+
     @torch.no_grad()
     def predict(self, noisy: Tensor, times: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Noise ``[b c h w]`` predicted for ``noisy [b c h w]`` at ``times [b]``, without guidance."""
-        text, empty = self.pipeline.encode_prompt(list(prompts), noisy.device, 1, self.guided)
+        """Noise (of flow matching: velocity) ``[b c h w]`` in ``noisy [b c h w]``, without guidance.
+
+        ``times [b]`` are points of the schedule, counted from 0.
+        """
+        feed, diffusion, denoiser = feed_of(self.pipeline), self.diffusion.to(noisy.device), denoiser_of(self.pipeline)
+
+        def ask(texts: Sequence[str], empty: bool) -> dict[str, Any]:
+            text = {name: part.to(noisy.device) for name, part in feed.encode(self.pipeline, texts, empty).items()}
+            height, width = (side * self.pipeline.vae_scale_factor for side in noisy.shape[-2:])
+            return to_device(feed.inputs(text, whole_pictures(len(texts), height, width, empty)), noisy.device)
+
+        inputs = ask(prompts, empty=False)
         if self.guided:
-            halves = torch.cat([noisy, noisy]), torch.cat([times, times]), torch.cat([empty, text])
-            predicted = self.pipeline.unet(*halves, return_dict=False)[0].chunk(2)[1]
+            both = joined(ask([""] * len(prompts), empty=True), inputs)
+            twice = torch.cat([noisy, noisy]), torch.cat([times, times])
+            predicted = feed.predict(denoiser, twice[0], diffusion.times[twice[1]], both).chunk(2)[1]
         else:
-            predicted = self.pipeline.unet(noisy, times, encoder_hidden_states=text, return_dict=False)[0]
-        scheduler = self.pipeline.scheduler
-        alphas = scheduler.alphas_cumprod.to(times.device)[times]
-        return as_noise(predicted, noisy, alphas, scheduler.config.prediction_type)
+            predicted = feed.predict(denoiser, noisy, diffusion.times[times], inputs)
+        return in_terms(predicted, noisy, diffusion, times)
 
     def draw(self, prompts: Sequence[str], numbers: Sequence[int], seed: int, **settings: Any) -> Tensor:
         """Pictures ``[b 3 h w]`` in [0, 1]; picture number i starts from the same noise in every system and batch.

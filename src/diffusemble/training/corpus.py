@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.output_ensemble import OutputEnsembleDenoiser
 from diffusemble.training.cache import Cache, Encoded, Rows, Shelf, fingerprint
 from diffusemble.training.chance import generator_of
 from diffusemble.training.config import DataConfig, RunConfig
@@ -21,6 +22,7 @@ from diffusemble.training.data import open_sources
 from diffusemble.training.feeds.base import Choices, Feed, Framing, feed_of
 from diffusemble.training.images import Square, read_square
 from diffusemble.training.lend import lent
+from diffusemble.training.readers import Readers
 from diffusemble.training.source import Picture, Source
 
 log = logging.getLogger(__name__)
@@ -39,9 +41,11 @@ class Corpus:
     Attributes:
         latents: scaled latents, rows of ``[c h w]``.
         frames: height and width of the files, top and left of the squares, aesthetic scores (or NaN), rows of ``[5]``.
-        text: the denoiser's text inputs by name, packed; row 0 is the empty prompt, row i + 1 belongs to latents i.
+        text: the denoiser's text inputs by name, packed, what ``readers`` share once; row 0 is the empty prompt, row
+            i + 1 belongs to latents i.
         size: side of the pictures in pixels.
         feed: how the denoisers are called.
+        readers: which experts' text is one.
     """
 
     latents: Rows
@@ -49,6 +53,7 @@ class Corpus:
     text: dict[str, Rows]
     size: int
     feed: Feed
+    readers: Readers
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -63,8 +68,8 @@ class Corpus:
         """Keyword arguments of the denoiser for samples ``indices [b]``; where ``dropped [b]``, the empty prompt's."""
         rows = torch.where(dropped, 0, indices + 1).tolist()
         frames = self.frames[indices.tolist()]
-        framing = Framing(frames[:, :2], frames[:, 2:4], self.size, frames[:, 4], dropped)
-        return self.feed.inputs({name: table[rows] for name, table in self.text.items()}, framing)
+        framing = Framing(frames[:, :2], frames[:, 2:4], (self.size, self.size), frames[:, 4], dropped)
+        return self.feed.inputs(self.readers.each({name: table[rows] for name, table in self.text.items()}), framing)
 
 
 def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: EnsembleDenoiser, report: Report) -> Corpus:
@@ -78,11 +83,14 @@ def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: Ensem
     """
     pipeline = ensemble.pipeline()
     feed = feed_of(pipeline, Choices(config.embedded_guidance, config.text_tokens))
+    whole = isinstance(ensemble, OutputEnsembleDenoiser)  # there, text is packed as one
+    readers = Readers((0,)) if whole else Readers.of(ensemble.experts)
     with lent(pipeline, ensemble.device, exact=True):
         pictures = _pictures(open_sources(data), config, pipeline.vae, report)
         captions = [caption for notes in pictures.notes for caption in notes["captions"]]
-        text = _texts(captions, config, pipeline, feed, report)
-    return Corpus(pictures.rows["latents"], pictures.rows["frames"], dict(text.rows), config.size, feed)
+        text = _texts(captions, config, Reading(pipeline, feed, readers), report)
+    rows = pictures.rows
+    return Corpus(rows["latents"], rows["frames"], dict(text.rows), config.size, feed, readers)
 
 
 def _pictures(source: Source, config: RunConfig, vae: Any, report: Report) -> Shelf:
@@ -143,20 +151,34 @@ def _to_latents(squares: Sequence[Tensor], vae: Any) -> Tensor:
     return torch.cat(parts).cpu().contiguous()
 
 
-def _texts(captions: Sequence[str], config: RunConfig, pipeline: Any, feed: Feed, report: Report) -> Shelf:
+@dataclass(frozen=True)
+class Reading:
+    """How captions are read: by which pipeline, for which denoiser, and what is kept."""
+
+    pipeline: Any
+    feed: Feed
+    readers: Readers
+
+    def __call__(self, prompts: Sequence[str], empty: bool = False) -> Encoded:
+        """A shard of prompts."""
+        return Encoded(self.readers.once(self.feed.encode(self.pipeline, prompts, empty)), {})
+
+
+def _texts(captions: Sequence[str], config: RunConfig, read: Reading, report: Report) -> Shelf:
+    pipeline = read.pipeline
     encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
     tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
     tokens = [str(tokenizer(["", *captions], truncation=True).input_ids) for tokenizer in tokenizers]
-    settings = f"{type(pipeline).__name__} {feed.text_settings}"
+    settings = f"{type(pipeline).__name__} {read.feed.text_settings} {read.readers.order}"
     cache = Cache(config.cache_folder, "text", settings, fingerprint(encoders), *tokens)
     if not cache.complete:
         number = 0
         # The empty prompt is shard 0 by itself: guidance may want something else than the encoding of "".
         if not cache.has(0):
-            cache.write(0, Encoded(feed.encode(pipeline, [""], empty=True), {}))
+            cache.write(0, read([""], empty=True))
         for number, chunk in enumerate(_chunks(captions, SHARD), start=1):
             if not cache.has(number):
-                cache.write(number, Encoded(feed.encode(pipeline, chunk), {}))
+                cache.write(number, read(chunk))
             report("captions", min(number * SHARD, len(captions)), len(captions))
         cache.finish(number + 1)
     return cache.open()

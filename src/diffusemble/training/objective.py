@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 DIFFUSION = ("epsilon", "v_prediction", "sample")
-FLOW = "flow_prediction"
+FLOW: Final = "flow_prediction"
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
-        return Batch(
-            self.latents.to(device), self.noise.to(device), self.timesteps.to(device), _to(dict(self.inputs), device)
-        )
+        parts = (self.latents, self.noise, self.timesteps, self.inputs)
+        return Batch(*(to_device(part, device) for part in parts))
 
 
 Denoise = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]
@@ -165,5 +164,8 @@ def _each(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def _to(value: Any, device: torch.device) -> Any:
-    return {name: _to(part, device) for name, part in value.items()} if isinstance(value, dict) else value.to(device)
+def to_device(value: Any, device: torch.device) -> Any:
+    """A tensor, or a dictionary of them at any depth, on ``device``."""
+    if isinstance(value, Mapping):
+        return {name: to_device(part, device) for name, part in value.items()}
+    return value.to(device)

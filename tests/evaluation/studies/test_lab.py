@@ -31,8 +31,7 @@ def systems(lab: Lab) -> tuple[System, ...]:
 
 def test_losses_are_those_of_the_benchmark(lab: Lab, systems: tuple[System, ...]) -> None:
     system, config = systems[0], lab.config
-    alphas = system.pipeline.scheduler.alphas_cumprod
-    expected = losses(system.predict, lab.held(system), alphas, config.times, config.draws, config.seed)
+    expected = losses(system.predict, lab.held(system), system.diffusion, config.times, config.draws, config.seed)
     assert np.allclose(lab.losses(system), expected.numpy(), atol=1e-6)
 
 

@@ -22,16 +22,17 @@ from diffusemble.evaluation.studies.quality import damaged, write_damaged
 from diffusemble.evaluation.studies.run import run_study
 from diffusemble.evaluation.studies.winners import Field, error_maps
 from diffusemble.training.data import Picture
+from diffusemble.training.schedule import process_of
 from tests.evaluation.studies.quick import quick
 from tests.tiny import as_expert, tiny_pipeline, tiny_scheduler, tiny_sdxl_pipeline, tiny_sdxl_unet
 
-ALPHAS = tiny_scheduler().alphas_cumprod
+DIFFUSION = process_of(tiny_scheduler())
 
 
 def test_error_maps_are_the_held_out_loss_before_its_mean() -> None:
     latents = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
     held = HeldOut(("a", "b", "c"), ("red", "green", "blue"), latents)
-    settings = held, ALPHAS, (100, 700), 2, 0
+    settings = held, DIFFUSION, (100, 700), 2, 0
     maps = error_maps(lambda noisy, times, prompts: 0.3 * noisy, *settings)
     assert maps.shape == (3, 2, 5, 6)
     expected = losses(lambda noisy, times, prompts: 0.3 * noisy, *settings)

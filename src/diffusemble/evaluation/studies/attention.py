@@ -55,13 +55,13 @@ def measure(lab: Lab) -> Array:
     """Weights ``[n t k e]``: pictures, timesteps, aggregated points, experts; kept."""
     config, ensemble = lab.config, lab.ensemble
     system = System(LEARNED, "AFA ensemble", "ensemble", ensemble.pipeline())
-    held, alphas = lab.held(system), system.pipeline.scheduler.alphas_cumprod
+    held = lab.held(system)
     parts = []
     for part in lab.parts(len(held)):
         lab.tell(0.7 * part.start / len(held), "weights")
 
         def make(part: slice = part) -> dict[str, Array]:
-            found = expert_weights(ensemble, system.predict, held[part], alphas, config.times, config.seed)
+            found = expert_weights(ensemble, system.predict, held[part], system.diffusion, config.times, config.seed)
             return {"weights": found.numpy().astype(np.float32)}
 
         mark = [digest_of(system.pipeline.unet), list(config.times), config.seed, held.keys[part]]

@@ -136,11 +136,10 @@ class Lab:
     def losses(self, system: System) -> Array:
         """Held-out loss ``[n t]``."""
         held, config = self.held(system), self.config
-        alphas = system.pipeline.scheduler.alphas_cumprod
         settings = [list(config.times), config.draws, config.seed]
 
         def piece(part: slice) -> Arrays:
-            found = losses(system.predict, held[part], alphas, config.times, config.draws, config.seed)
+            found = losses(system.predict, held[part], system.diffusion, config.times, config.draws, config.seed)
             return {"losses": found.numpy()}
 
         mark = digest_of(system.pipeline)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusemble.aggregators.recording import record_attention
-from diffusemble.evaluation.heldout import HeldOut, Predict, diffuse
+from diffusemble.evaluation.heldout import HeldOut, Predict, trials
 from diffusemble.evaluation.statistics import paired_bootstrap
 from diffusemble.evaluation.studies.config import WinnersConfig
 from diffusemble.evaluation.studies.digest import digest_of
@@ -21,6 +21,7 @@ from diffusemble.evaluation.studies.lab import Array, Lab
 from diffusemble.evaluation.studies.plots import heat, lines
 from diffusemble.evaluation.systems import LEARNED, System, build_systems, select
 from diffusemble.evaluation.tables import Cell, Table
+from diffusemble.training.objective import Diffusion
 
 LAST = "the last point"
 
@@ -78,13 +79,11 @@ def measure(experts: Sequence[System], ensemble: System, lab: Lab) -> Field:
     settings = [list(config.times), config.draws, config.seed, [row.file_name for row in lab.rows]]
 
     def errors(system: System) -> Array:
-        held, alphas = lab.held(system), system.pipeline.scheduler.alphas_cumprod
+        given = lab.held(system), system.diffusion, config.times, config.draws, config.seed
         return lab.keep(
             f"errors/{system.name}",
             [digest_of(system.pipeline.unet), digest_of(system.pipeline.text_encoder), settings],
-            lambda: {
-                "errors": error_maps(system.predict, held, alphas, config.times, config.draws, config.seed).numpy()
-            },
+            lambda: {"errors": error_maps(system.predict, *given).numpy()},
         )["errors"]
 
     found = []
@@ -97,27 +96,24 @@ def measure(experts: Sequence[System], ensemble: System, lab: Lab) -> Field:
 
 @torch.no_grad()
 def error_maps(
-    predict: Predict, held: HeldOut, alphas: Tensor, times: Sequence[int], draws: int, seed: int
+    predict: Predict, held: HeldOut, diffusion: Diffusion, times: Sequence[int], draws: int, seed: int
 ) -> Float[Tensor, "n t h w"]:
     """Squared error of the predicted noise, mean over channels and draws, for every position."""
     n, _, height, width = held.latents.shape
     found = torch.zeros(n, len(times), height, width)
-    for column, time in enumerate(times):
-        for draw in range(draws):
-            noise = held.noise(time, draw, seed).to(held.latents)
-            noisy = diffuse(held.latents, noise, alphas[time])
-            predicted = predict(noisy, torch.full((n,), time, device=noisy.device), held.prompts)
-            found[:, column] += (predicted.float() - noise.float()).square().mean(dim=1).cpu() / draws
+    for trial in trials(held, diffusion, times, draws, seed):
+        error = (predict(trial.noisy, trial.times, held.prompts).float() - trial.target.float()).square()
+        found[:, trial.column] += error.mean(dim=1).cpu() / draws
     return found
 
 
 def weight_maps(system: System, lab: Lab, settings: Any) -> Array:
     """Weights at the last point, mean over draws, ``[n t e h w]``; kept."""
-    config, held, alphas = lab.config, lab.held(system), system.pipeline.scheduler.alphas_cumprod
+    config, held = lab.config, lab.held(system)
 
     def make() -> dict[str, Array]:
         with record_attention(lab.ensemble) as maps:
-            error_maps(system.predict, held, alphas, config.times, config.draws, config.seed)
+            error_maps(system.predict, held, system.diffusion, config.times, config.draws, config.seed)
         calls = torch.stack(maps[len(maps) - 1])
         return {"weights": calls.unflatten(0, (len(config.times), config.draws)).mean(dim=1).transpose(0, 1).numpy()}
 

@@ -22,14 +22,14 @@ class Framing:
     Attributes:
         original: height and width of the files, ``[b 2]``.
         corner: top and left of the square in the scaled picture, ``[b 2]``.
-        size: side of the square.
+        size: height and width that they have now.
         score: how beautiful they are, from 1 to 10, ``[b]``; NaN where nobody has said.
         dropped: whose prompt is dropped, ``[b]``, bool.
     """
 
     original: Tensor
     corner: Tensor
-    size: int
+    size: tuple[int, int]
     score: Tensor
     dropped: Tensor
 
@@ -85,6 +85,26 @@ def feed_of(pipeline: Any, choices: Choices = Choices()) -> Feed:
     build = lookup(FEEDS, type(one).__name__, "denoiser class that training can feed")
     feed: Feed = build(pipeline, one, choices)
     return feed
+
+
+def whole_pictures(count: int, height: int, width: int, dropped: bool = False) -> Framing:
+    """Pictures as they are drawn: neither scaled nor cut, and of unknown beauty."""
+    original = torch.tensor([[height, width]], dtype=torch.float32).expand(count, -1)
+    return Framing(
+        original=original,
+        corner=torch.zeros(count, 2),
+        size=(height, width),
+        score=torch.full((count,), torch.nan),
+        dropped=torch.full((count,), dropped),
+    )
+
+
+def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Two batches of arguments as one."""
+    return {
+        name: joined(part, second[name]) if isinstance(part, Mapping) else torch.cat([part, second[name]])
+        for name, part in first.items()
+    }
 
 
 def denoiser_of(pipeline: Any) -> Any:

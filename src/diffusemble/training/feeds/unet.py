@@ -49,7 +49,7 @@ class UNetFeed:
             told = torch.where(framing.score.isnan(), torch.full_like(framing.score, SCORE), framing.score)
             last = torch.where(framing.dropped, torch.full_like(told, NEGATIVE_SCORE), told)[:, None]
         else:
-            last = torch.full((len(framing.original), 2), float(framing.size))
+            last = torch.tensor([framing.size], dtype=torch.float32).expand(len(framing.original), -1)
         return torch.cat([framing.original, framing.corner, last], dim=1)
 
     def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, inputs: Mapping[str, Any]) -> Tensor:
