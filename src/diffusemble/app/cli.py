@@ -12,6 +12,7 @@ from diffusemble.app import block_weights, study
 from diffusemble.app.control import control
 from diffusemble.app.distill import distill
 from diffusemble.app.drawing_flags import Lora, RefineFrom, RefinerExperts, refiner_of, seeds_of, size_of
+from diffusemble.app.inspect import inspect
 from diffusemble.app.merge import merge
 from diffusemble.app.report import report
 from diffusemble.app.terminal import Commands, hush_bars, out, progress_bar, training_line
@@ -180,6 +181,7 @@ app.command()(control)
 app.command()(report)
 app.command()(distill)
 app.command()(merge)
+app.command()(inspect)
 app.command()(block_weights.search)
 app.command()(block_weights.export)
 app.command()(study.study)

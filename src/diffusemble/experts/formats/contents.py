@@ -73,7 +73,7 @@ class Contents:
         else:
             name = f"{self.kind} for {self.family}" if self.family else self.kind
         # Letters that are spelled with a vowel at their beginning: an SD 1.x checkpoint, an IP-Adapter, an upscaler.
-        return f"{'an' if re.match('SD|[aeioAEIO]|up', name) else 'a'} {name}"
+        return f"{'an' if re.match('SD|[aeioAEIO]|u[np]', name) else 'a'} {name}"
 
 
 def contents_of(header: Header) -> Contents:

@@ -1,0 +1,280 @@
+"""What files and folders are, without loading them; wrong files are told, not raised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from adapter_files import kohya, shapes_of, write
+from diffusemble import EnsembleDenoiser, load_experts
+from diffusemble.app.cli import app
+from diffusemble.experts.formats.contents import contents_of
+from diffusemble.experts.formats.header import Header, read_header
+from diffusemble.experts.inspection.adapters import words
+from diffusemble.experts.inspection.folders import inspect
+from diffusemble.experts.inspection.report import Report
+from diffusemble.experts.layouts.flux import flux
+from diffusemble.experts.layouts.sd3 import sd3
+from ldm import REFINER, SD1, SD2, SDXL, save_ldm
+from ldm import vae as ldm_vae
+from original import original
+from tiny import tiny_pipeline, tiny_refiner, tiny_sdxl_pipeline, tiny_unet, tiny_vae
+from tiny_dit import tiny_flux, tiny_sd3
+
+
+def only(path: Path, hashed: bool = False) -> Report:
+    (report,) = inspect(path, hashed)
+    return report
+
+
+def with_layout(layout: Any, pipeline: Callable[[], Any]) -> Callable[[Path], Path]:
+    return lambda file: save_ldm(pipeline(), file, layout)
+
+
+def sd2() -> Any:
+    return tiny_pipeline(3, unet=tiny_unet(3, use_linear_projection=True))
+
+
+FILES: dict[str, tuple[Callable[[Path], Path], str, tuple[str, ...]]] = {
+    "sd1": (with_layout(SD1, tiny_pipeline), "SD 1.x checkpoint", ("unet", "vae", "text_encoder", "rest")),
+    "sd2": (with_layout(SD2, sd2), "SD 2.x checkpoint", ("unet", "vae", "text_encoder", "rest")),
+    "sdxl": (
+        with_layout(SDXL, tiny_sdxl_pipeline),
+        "SDXL checkpoint",
+        ("unet", "vae", "text_encoder", "text_encoder_2", "rest"),
+    ),
+    "refiner": (
+        with_layout(REFINER, tiny_refiner),
+        "SDXL refiner checkpoint",
+        ("unet", "vae", "text_encoder_2", "rest"),
+    ),
+    "flux": (lambda file: write(original(tiny_flux(), flux), file), "FLUX.1 checkpoint", ("transformer",)),
+    "comfy": (
+        lambda file: write(original(tiny_flux(), flux, "model.diffusion_model."), file),
+        "FLUX.1 checkpoint",
+        ("transformer",),
+    ),
+    "sd35": (lambda file: write(original(tiny_sd3(), sd3), file), "SD 3.5 checkpoint", ("transformer",)),
+    "sd3": (
+        lambda file: write(original(tiny_sd3(qk_norm=None, dual_attention_layers=()), sd3), file),
+        "SD 3 checkpoint",
+        ("transformer",),
+    ),
+    "diffusers": (lambda file: write(tiny_flux().state_dict(), file), "FLUX.1 checkpoint", ("transformer",)),
+    "unet": (lambda file: write(tiny_unet().state_dict(), file), "SD 1.x checkpoint", ("unet",)),
+    "vae": (lambda file: write(ldm_vae(tiny_vae()), file), "VAE", ("VAE",)),
+    "lora": (
+        lambda file: write(kohya(shapes_of(tiny_unet(), ["to_q"])), file),
+        "LoRA",
+        ("LoRA",),
+    ),
+    "word": (lambda file: write({"emb_params": torch.ones(3, 768)}, file), "textual inversion for SD 1.x", None),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file_is_recognised(name: str, tmp_path: Path) -> None:
+    build, what, parts = FILES[name]
+    file = build(tmp_path / "opal.safetensors")
+    report = only(file)
+    assert (report.what, report.problem) == (what, None)
+    assert parts is None or tuple(part.name for part in report.parts) == parts
+    assert report.parameters == sum(form.count for form in read_header(file).forms.values())
+    assert report.size == file.stat().st_size
+    assert report.sha256 is None
+
+
+def header(**shapes: tuple[int, ...]) -> Header:
+    from diffusemble.experts.formats.header import Form
+
+    return Header(Path("x"), 0, {key: Form("F16", shape) for key, shape in shapes.items()})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "what"),
+    [
+        ({"lora_unet_x_attn2_to_k.lora_down.weight": (8, 768)}, "a LoRA for SD 1.x"),
+        ({"lora_unet_x_attn2_to_k.lora_down.weight": (8, 1024)}, "a LoRA for SD 2.x"),
+        ({"unet.x.attn2.to_k.lora_A.weight": (8, 2048)}, "a LoRA for SDXL"),
+        ({"lora_unet_input_blocks_4_1_x.hada_w1_a": (8, 8)}, "a LyCORIS for SDXL"),
+        ({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (8, 8)}, "a LoRA for FLUX.1"),
+        ({"lora_unet_joint_blocks_0_x_block_attn_qkv.lokr_w1": (8, 8)}, "a LyCORIS for SD 3 or 3.5"),
+        ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "a textual inversion for SDXL"),
+        ({"control_model.input_blocks.0.0.weight": (8, 8)}, "a ControlNet"),
+        ({"controlnet_cond_embedding.conv_in.weight": (8, 8), "add_embedding.x": (1,)}, "a ControlNet for SDXL"),
+        ({"image_proj.proj.weight": (8, 8)}, "an IP-Adapter"),
+        ({"text_model.encoder.layers.0.mlp.fc1.weight": (8, 8)}, "a text encoder"),
+        ({"down_blocks.0.motion_modules.0.x": (8, 8)}, "a motion module (AnimateDiff)"),
+        ({"model.diffusion_model.distilled_guidance_layer.in_proj.bias": (8,)}, "a Chroma checkpoint"),
+        ({"rock.weight": (8, 8), "fern.weight": (8, 8)}, "an unknown"),
+    ],
+)
+def test_names_and_shapes_tell_the_rest(shapes: dict[str, tuple[int, ...]], what: str) -> None:
+    assert str(contents_of(header(**shapes))) == what
+
+
+def test_a_pipeline_an_ensemble_and_a_place_are_told(models: Path, tmp_path: Path) -> None:
+    rock = only(models / "rock", hashed=True)
+    assert rock.what == "SD 1.x pipeline (a folder of diffusers)"
+    assert [part.name for part in rock.parts] == [
+        "unet (UNet2DConditionModel)",
+        "text_encoder (CLIPTextModel)",
+        "vae (AutoencoderKL)",
+    ]
+    assert rock.prediction == "epsilon"
+    unet = models / "rock/unet/diffusion_pytorch_model.safetensors"
+    assert rock.files["unet/diffusion_pytorch_model.safetensors"] == hashlib.sha256(unet.read_bytes()).hexdigest()
+    EnsembleDenoiser(load_experts([models / "rock", models / "fern"])).save_pretrained(tmp_path / "both")
+    both = only(tmp_path / "both")
+    assert both.what == "ensemble of 2 experts"
+    assert both.notes["aggregator"] == "mean"
+    assert both.notes["experts"].startswith("rock (")
+    assert only(models / "rock/vae").what == "AutoencoderKL alone (a folder of diffusers)"
+    assert [Path(report.path).name for report in inspect(models, hashed=False)] == ["fern", "moss", "rock"]
+
+
+def test_hashes_marks_metadata_and_recipes_are_told(tmp_path: Path) -> None:
+    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    file = save_ldm(tiny_pipeline(), tmp_path / "opal.safetensors", extra=marks)
+    report = only(file, hashed=True)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (report.sha256, report.autov2) == (digest, digest[:10].upper())
+    assert report.prediction == "v, zero terminal SNR"
+    recipe = {
+        "recipe": {"method": "weighted"},
+        "inputs": [{"role": "expert", "source": "a", "sha256": {"weights": "0" * 64}}],
+    }
+    merged = write(
+        {"first_stage_model.x": torch.ones(1)}, tmp_path / "m.safetensors", **{"diffusemble.merge": json.dumps(recipe)}
+    )
+    assert only(merged).recipe == recipe
+    broken = write({"first_stage_model.x": torch.ones(1)}, tmp_path / "b.safetensors", **{"diffusemble.merge": "{"})
+    assert only(broken).recipe == {"unreadable": "{"}
+
+
+def test_a_lora_tells_its_rank_its_parts_and_its_training(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    names = shapes_of(pipeline.unet, ["to_q"]) | shapes_of(pipeline.text_encoder, ["fc1"], "lora_te_text_model_")
+    tags = json.dumps({"10_moss": {"green": 5, "wet": 9}, "5_rock": {"wet ": 1}})
+    file = write(
+        kohya(names), tmp_path / "s.safetensors", ss_tag_frequency=tags, ss_sd_model_name="v1-5", ss_steps="None"
+    )
+    notes = only(file).notes
+    assert notes["modules"] == "32 of the denoiser, 3 of the text encoder"
+    assert (notes["formulas"], notes["rank"], notes["trained on"], notes["words"]) == (
+        "LoRA",
+        "3",
+        "v1-5",
+        "wet, green",
+    )
+    assert words("{") == words("[1]") == ""
+
+
+def pickle_in_a_zip(file: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, file)
+
+
+def plain_zip(file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("read.me", "rock")
+
+
+def cut_off(file: Path) -> None:
+    save_file({"a": torch.zeros(1000)}, file)
+    file.write_bytes(file.read_bytes()[:-500])
+
+
+def cut_in_its_header(file: Path) -> None:
+    save_file({"a" * 500: torch.zeros(1000)}, file)
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def with_more_behind(file: Path) -> None:
+    save_file({"a": torch.zeros(1000)}, file)
+    file.write_bytes(file.read_bytes() + b"moss")
+
+
+def with_a_damaged_header(file: Path) -> None:
+    save_file({"a": torch.zeros(1000)}, file)
+    file.write_bytes(file.read_bytes().replace(b"data_offsets", b"data_offsetz"))
+
+
+WRONG: dict[str, tuple[bytes | Callable[[Path], None], str]] = {
+    "empty": (b"", "is empty: a download that never began"),
+    "zip": (plain_zip, "is a zip archive, whatever its name. Unpack it first"),
+    "torch": (pickle_in_a_zip, r"is a pickle in a zip \(torch.save\), .*docs/loading.md has the command"),
+    "pickle": (b"\x80\x02}q\x00." + b" " * 50, "is a pickle, whatever its name: opening one can run any program"),
+    "gguf": (b"GGUF\x03" + bytes(50), r"is a GGUF file \(quantised, for other programs\).*fp8 files are read"),
+    "page": (b"<!DOCTYPE html><html>" + b" " * 50, "is a web page: the site answered with a page in place of the file"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS in place of the file"),
+    "message": (b'{"error": "Unauthorized"}' + b" " * 50, "is an error message of a web site"),
+    "archive": (b"Rar!" + b" " * 50, "is a packed archive"),
+    "noise": (b"\xff" * 50, "is damaged: it does not begin like a safetensors file"),
+    "cut": (cut_off, r"is cut off: it has [\d,]+ bytes, and its header tells of [\d,]+. The download was broken off"),
+    "header": (cut_in_its_header, r"is cut off or damaged: its header should have \d+ bytes, 192 are there"),
+    "more": (with_more_behind, "is damaged: 4 bytes follow the last tensor"),
+    "json": (with_a_damaged_header, r"is damaged: its header cannot be read \(KeyError\)"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_files_say_what_they_are_to_inspect_and_to_load(name: str, tmp_path: Path) -> None:
+    content, message = WRONG[name]
+    file = tmp_path / "opal.safetensors"
+    file.write_bytes(content) if isinstance(content, bytes) else content(file)
+    report = only(file, hashed=True)
+    assert report.what is None
+    assert report.sha256 is not None
+    with pytest.raises(ValueError, match=message) as raised:
+        load_experts(file)
+    assert str(raised.value) == report.problem
+
+
+def test_other_things_are_told_too(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("rock")
+    assert "is a .txt file" in str(only(tmp_path / "notes.txt").problem)
+    assert "There is no file or folder" in str(only(tmp_path / "gone").problem)
+    (tmp_path / "bare").mkdir()
+    assert "holds no models" in str(only(tmp_path / "bare").problem)
+    (tmp_path / "bare/config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    assert "but no .safetensors weights" in str(only(tmp_path / "bare").problem)
+    (tmp_path / "bare/config.json").write_text("{")
+    assert "cannot be read as JSON" in str(only(tmp_path / "bare").problem)
+    torch.save({}, tmp_path / "model.ckpt")
+    assert "is a pickle in a zip" in str(only(tmp_path / "model.ckpt").problem)
+    quantised = {**tiny_unet().state_dict(), "x.SCB": torch.zeros(1)}
+    report = only(write(quantised, tmp_path / "q.safetensors"))
+    assert (report.what, str(report.problem)[:22]) == ("SD 1.x checkpoint", "It is quantised: int8 ")
+
+
+def test_the_command_shows_tables_and_json(tmp_path: Path) -> None:
+    tensors: dict[str, Tensor] = kohya({"lora_unet_x_attn2_to_k": (8, 768)})
+    file = write(tensors, tmp_path / "style.safetensors", ss_steps="7", modelspec="x" * 200)
+    (tmp_path / "page.safetensors").write_text("<html>")
+    shown = CliRunner().invoke(app, ["inspect", str(file), str(tmp_path / "page.safetensors")])
+    assert shown.exit_code == 0
+    for text in (
+        "LoRA for SD 1.x",
+        "AutoV2",
+        "is a web page",
+        "1 of the denoiser",
+        "1 settings of its training",
+        "(200 char",
+    ):
+        assert text in shown.output
+    plain = CliRunner().invoke(app, ["inspect", str(tmp_path), "--json", "--no-hash"])
+    page, style = json.loads(plain.output)
+    assert page["problem"].endswith("with a key of the site.")
+    assert (style["kind"], style["family"], style["sha256"], style["autov2"]) == ("LoRA", "SD 1.x", None, None)
+    assert style["metadata"]["modelspec"] == "x" * 200
+    assert style["parts"][0]["dtypes"] == {"float32": 3 * (8 + 768) + 1}
