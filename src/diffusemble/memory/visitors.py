@@ -60,14 +60,15 @@ class Visitors:
         for handle in self.handles:
             handle.remove()
 
-    def _opener(self, number: int) -> Any:
-        def enter(*_: Any) -> None:
-            if self.inside != number:
-                self.leave()
-                self.before()
-                self._enter(number)
+    def open(self, number: int) -> None:
+        """Let group ``number`` in; whoever is inside leaves."""
+        if self.inside != number:
+            self.leave()
+            self.before()
+            self._enter(number)
 
-        return enter
+    def _opener(self, number: int) -> Any:
+        return lambda *_: self.open(number)
 
     def _enter(self, number: int) -> None:
         weights = own_weights(self.groups[number])

@@ -1,0 +1,149 @@
+"""What memory plans take: planned and counted weights, and on an accelerator peak memory and seconds a step.
+
+    python benchmarks/memory.py --size sd15 --size sdxl --experts 2 --experts 3 --experts 6
+
+On the meta device (the default) weights have sizes but no numbers, so that nothing is too large: what passes a stage is
+counted, working memory is estimated. With ``--device cuda`` the same plans run with random weights.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from architectures import ARCHITECTURES
+from cost import Size, random_inputs
+from rich.console import Console
+
+from diffusemble import EnsembleDenoiser, build_aggregator
+from diffusemble.config import MemoryConfig
+from diffusemble.memory.keep import Drawing, choose_plan
+from diffusemble.memory.measure import encoders_of, vae_of
+from diffusemble.memory.place import Placement
+from diffusemble.memory.plan import Plan
+from diffusemble.units import format_bytes
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COLUMNS = ("experts", "denoisers that stay", "parts", "weights, planned", "weights, counted", "estimated peak")
+MEASURED = ("peak measured", "seconds a step", "to all in memory")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One plan: what was counted, and what was measured where something was."""
+
+    plan: Plan
+    counted: int
+    peak: int | None = None
+    seconds: float | None = None
+
+
+def build(size: str, n: int, dtype: torch.dtype, device: str) -> EnsembleDenoiser:
+    """``n`` experts that share only their VAE, and SABW at its published size."""
+    with torch.device(device):
+        experts = ARCHITECTURES[size].experts(n, dtype)
+        aggregator = build_aggregator("sabw", [expert.denoiser for expert in experts]).to(dtype)
+    return EnsembleDenoiser(experts, aggregator).eval()
+
+
+def plans(ensemble: EnsembleDenoiser) -> Iterator[Plan]:
+    """Everything in memory; then encoders and VAE as visitors, and fewer and fewer denoisers that stay."""
+    drawing = Drawing(batch=1)
+    n = len(ensemble.experts)
+    yield choose_plan(ensemble, None, drawing, MemoryConfig(resident=n, parts="stay"))
+    for resident in range(n, -1, -1):
+        yield choose_plan(ensemble, None, drawing, MemoryConfig(resident=resident, parts="visit"))
+
+
+def count(ensemble: EnsembleDenoiser, plan: Plan) -> Row:
+    """Pass all stages without numbers: every text encoder, every block, the VAE."""
+    with Placement(ensemble, plan, "meta") as placed:
+        if placed.visitors is not None:
+            for number in range(len(placed.visitors.groups)):
+                placed.visitors.open(number)
+            placed.visitors.leave()
+        for point in ensemble.points:
+            for blocks in ensemble.blocks:
+                with blocks.there(point):  # type: ignore[attr-defined]
+                    pass
+    return Row(plan, placed.residence.peak)
+
+
+def run(ensemble: EnsembleDenoiser, plan: Plan, size: str, device: str, steps: int) -> Row:
+    """Denoise one picture with guidance, and decode it."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    architecture, seconds = ARCHITECTURES[size], []
+    inputs = random_inputs(
+        Size(architecture.denoiser, architecture.latents, 77), len(ensemble.experts), device, ensemble.dtype, batch=2
+    )
+    with Placement(ensemble, plan, device) as placed, torch.inference_mode():
+        for encoder in encoders_of(ensemble):
+            encoder(torch.zeros(2, 77, dtype=torch.long, device=device))
+        for _ in range(steps):
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            latents = ensemble(**inputs).sample[:1]
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        vae = vae_of(ensemble)
+        assert vae is not None
+        wide = torch.nn.Module.float(vae) if vae.config.force_upcast else vae
+        wide.decode(latents.to(next(wide.parameters()).dtype))
+        torch.nn.Module.to(vae, ensemble.dtype)
+        return Row(plan, placed.residence.peak, torch.cuda.max_memory_allocated(), statistics.median(seconds[1:]))
+
+
+def cells(row: Row, first: Row) -> tuple[str, ...]:
+    """A row as text."""
+    plan = row.plan
+    said = (str(plan.experts), str(plan.resident), plan.parts, *map(format_bytes, (plan.weights, row.counted)))
+    said += (format_bytes(plan.peak),)
+    if row.peak is None or row.seconds is None or first.seconds is None:
+        return said
+    return (*said, format_bytes(row.peak), f"{row.seconds:.3f}", f"{row.seconds / first.seconds:.2f}")
+
+
+def markdown(title: str, rows: Sequence[tuple[str, ...]]) -> str:
+    """A section for docs/memory.md."""
+    head = (*COLUMNS, *MEASURED)[: len(rows[0])]
+    lines = [head, ("---:",) * len(head), *rows]
+    return "\n".join([f"### {title}", "", *("| " + " | ".join(line) + " |" for line in lines), ""])
+
+
+def main(
+    size: Annotated[list[str], typer.Option(help=f"one of {', '.join(ARCHITECTURES)}; several times")] = ["sd15"],  # noqa: B006
+    experts: Annotated[list[int], typer.Option(help="how many experts; several times")] = [3],  # noqa: B006
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32")] = "float16",
+    device: Annotated[str, typer.Option(help="meta: count; cuda: run")] = "meta",
+    steps: Annotated[int, typer.Option(help="steps to time; the first is not counted", min=2)] = 6,
+    table: Annotated[Path | None, typer.Option("--markdown", help="append the tables here")] = None,
+) -> None:
+    """Count, and on CUDA measure, every plan."""
+    console = Console(width=140)
+    for name in size:
+        rows: list[tuple[str, ...]] = []
+        for n in experts:
+            ensemble = build(name, n, DTYPES[dtype], "meta" if device == "meta" else "cpu")
+            done: list[Row] = []
+            for plan in plans(ensemble):
+                done.append(count(ensemble, plan) if device == "meta" else run(ensemble, plan, name, device, steps))
+                rows.append(cells(done[-1], done[0]))
+                console.print(*rows[-1], sep="  ")
+        side = 8 * ARCHITECTURES[name].latents
+        where = "counted on the meta device, no GPU was used" if device == "meta" else torch.cuda.get_device_name()
+        text = markdown(f"{name}, {side} px, one picture with guidance, {dtype}; {where}", rows)
+        console.print(text, markup=False, soft_wrap=True)
+        if table is not None:
+            with table.open("a") as file:
+                file.write("\n" + text)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,66 @@
+"""Published architectures at their real sizes, on the meta device: counts, shapes, bytes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from architectures import ARCHITECTURES
+
+from diffusemble import EnsembleDenoiser
+from diffusemble.config import MemoryConfig
+from diffusemble.memory.measure import measure_weights
+from diffusemble.memory.place import Placement
+from diffusemble.memory.plan import Working, make_plan
+from diffusemble.memory.working import example
+
+POINTS = {"sd15": 25, "sd21": 25, "sdxl": 19, "sdxl-refiner": 25, "flux-dev": 57, "sd3-medium": 24}
+POINTS |= {"sd35-medium": 24, "sd35-large": 38}
+QUICK, SLOW = ("sd15", "flux-dev"), ("sd21", "sdxl", "sdxl-refiner", "sd3-medium", "sd35-medium", "sd35-large")
+
+
+@cache
+def denoiser(name: str) -> Any:
+    with torch.device("meta"):
+        return ARCHITECTURES[name].build().half()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_parameters_are_those_of_the_published_model(name: str) -> None:
+    assert sum(weight.numel() for weight in denoiser(name).parameters()) == ARCHITECTURES[name].parameters
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_ensemble_of_them_has_its_points(name: str) -> None:
+    ensemble = EnsembleDenoiser([denoiser(name)] * 3)
+    assert len(ensemble.points) == POINTS[name] == len(ensemble.aggregator.points)
+    weights = measure_weights(ensemble)
+    total = sum(map(sum, weights.blocks)) + weights.outside
+    assert 1 <= total / (2 * ARCHITECTURES[name].parameters) < 1.12  # tables of positions are no parameters
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)])
+def test_a_pass_keeps_the_shape_of_the_latents(name: str) -> None:
+    with torch.device("meta"):
+        ensemble = EnsembleDenoiser([denoiser(name)]).eval()
+        call = example(denoiser(name), (16, 24), 1)
+        with torch.no_grad():
+            predicted = ensemble._predict(call, [call.inputs])
+    assert predicted.shape == call.sample.shape
+    assert predicted.dtype == torch.float16
+
+
+@pytest.mark.parametrize(("name", "resident"), [("sdxl", 1), ("flux-dev", 0)])
+def test_a_placement_counts_what_the_plan_says(name: str, resident: int) -> None:
+    """Two experts of a real size; without numbers, they weigh nothing here."""
+    with torch.device("meta"):
+        ensemble = EnsembleDenoiser([ARCHITECTURES[name].build().half() for _ in range(2)])
+    plan = make_plan(measure_weights(ensemble), Working(), MemoryConfig(resident=resident, parts="visit"))
+    with Placement(ensemble, plan, "meta") as placed:
+        for point in ensemble.points:
+            for blocks in ensemble.blocks:
+                with blocks.there(point):  # type: ignore[attr-defined]
+                    pass
+    assert 0.9999 * plan.weights < placed.residence.peak <= plan.weights  # alignment aside
