@@ -91,7 +91,10 @@ def open_folder(
     """
     cls = pipeline_class(where, revision)
     parameters = inspect.signature(cls).parameters
-    own: dict[str, Any] = {part: value for part, value in given.items() if part in parameters}
+    index = read_index(_index_folder(where, revision))
+    # Diffusers itself says None only for parts that its class calls optional; SD3 without T5 is saved all the same.
+    absent = {part: None for part, entry in index.items() if isinstance(entry, list) and entry[0] is None}
+    own: dict[str, Any] = {part: value for part, value in {**absent, **given}.items() if part in parameters}
     if "safety_checker" in parameters:
         own |= {"safety_checker": None, "requires_safety_checker": False}
     try:
