@@ -185,7 +185,7 @@ def assemble(experts: Sequence[Expert], level: str, name: str, options: Mapping[
 
 
 def open_ensemble(folder: str | Path, **load_options: Any) -> EnsembleDenoiser:
-    """What ``save_pretrained`` wrote, of either level: an aggregator with one point combines predictions.
+    """What ``save_pretrained`` wrote, of either level: an aggregator with one point alone combines predictions.
 
     Args:
         folder: of the ensemble.
@@ -194,9 +194,13 @@ def open_ensemble(folder: str | Path, **load_options: Any) -> EnsembleDenoiser:
     Raises:
         ValueError: an expert's file is missing or has changed; the message names it.
     """
-    experts, aggregator = load_ensemble(folder, **load_options)
-    together = OutputEnsembleDenoiser if len(aggregator.sizes.channels) == 1 else EnsembleDenoiser
-    return together(experts, aggregator)
+    return join(*load_ensemble(folder, **load_options))
+
+
+def join(experts: Sequence[Expert], aggregator: Combiner) -> EnsembleDenoiser:
+    """Experts with a finished aggregator, at the level that it was built for."""
+    level = OutputEnsembleDenoiser if len(aggregator.sizes.channels) == 1 else EnsembleDenoiser
+    return level(experts, aggregator)
 
 
 def check_aggregator(aggregator: Combiner, sizes: Sizes) -> None:

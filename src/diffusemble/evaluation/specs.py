@@ -18,6 +18,9 @@ from diffusemble.evaluation.systems import LEARNED, System, build_systems, plain
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import load_experts
 from diffusemble.experts.reference import SPEC_FILE, WEIGHTS_FILE
+from diffusemble.experts.sources import is_file, split_source
+from diffusemble.output_ensemble import join
+from diffusemble.output_ensemble import open_ensemble as open_saved
 from diffusemble.pictures.files import slug
 from diffusemble.provenance import fingerprint
 from diffusemble.zoo import trained_ensemble
@@ -60,7 +63,7 @@ def open_ensemble(config: BenchConfig, device: torch.device, dtype: torch.dtype)
         experts = load_experts(config.experts, dtype=dtype, device=device)
         return EnsembleDenoiser(experts, "mean").eval()
     folder = ensemble_folder(config.ensemble or "")
-    return EnsembleDenoiser.from_pretrained(folder, dtype=dtype, device=device).eval()
+    return open_saved(folder, dtype=dtype, device=device).eval()
 
 
 def choose_systems(config: BenchConfig, ensemble: EnsembleDenoiser) -> Chosen:
@@ -109,9 +112,9 @@ def _other_ensemble(spec: SystemConfig, source: str, ensemble: EnsembleDenoiser)
     shared = _shared(folder, ensemble.experts)
     if shared:  # what is loaded already is not loaded again
         aggregator = load_aggregator(folder / WEIGHTS_FILE, dtype=ensemble.dtype).to(ensemble.device)
-        other = EnsembleDenoiser(shared, aggregator).eval()
+        other = join(shared, aggregator).eval()
     else:
-        other = EnsembleDenoiser.from_pretrained(folder, dtype=ensemble.dtype, device=ensemble.device).eval()
+        other = open_saved(folder, dtype=ensemble.dtype, device=ensemble.device).eval()
     name = spec.name or slug(source.removeprefix("zoo:") if source.startswith("zoo:") else Path(source).name)
     stamp = _stamp([fingerprint(other.aggregator), [dict(expert.files) for expert in other.experts]])
     return System(name, f"ensemble *{name}*", "ensemble", other.pipeline()), stamp
@@ -130,7 +133,7 @@ def _shared(folder: Path, experts: Sequence[Expert]) -> list[Expert] | None:
 
 def _checkpoint(spec: SystemConfig, source: str, ensemble: EnsembleDenoiser) -> tuple[System, str]:
     first = ensemble.experts[0].source
-    base = None if first is None or first.endswith(".safetensors") or not source.endswith(".safetensors") else first
+    base = None if first is None or is_file(first) or not is_file(source) else split_source(first)[0]
     (expert, *rest) = load_experts(source, dtype=ensemble.dtype, device=ensemble.device, base=base)
     if rest:
         raise ValueError(f"model: takes one checkpoint; {source} is {1 + len(rest)} models. Give them one by one.")
