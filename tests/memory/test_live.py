@@ -11,7 +11,7 @@ from diffusemble.blocks.base import Call
 from diffusemble.blocks.example import example
 from diffusemble.memory.live import LiveBytes, peak_bytes
 from diffusemble.memory.working import measure_working
-from memory.cases import FAMILIES, a_call, an_ensemble, predict
+from memory_cases import FAMILIES, a_call, an_ensemble, predict
 from tiny_dit import tiny_sd3
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from diffusemble import EnsembleDenoiser
 from diffusemble.memory.bundle import Bundle, bytes_of, weights_of
 from diffusemble.memory.place import Placement
-from memory.cases import FAMILIES, N, a_call, a_plan, an_ensemble, predict, watch
+from memory_cases import FAMILIES, N, a_call, a_plan, an_ensemble, predict, watch
 
 COMBINERS: dict[str, dict[str, Any]] = {
     "mean": {},
