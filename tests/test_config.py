@@ -76,7 +76,7 @@ def test_a_written_configuration_reads_back_equal(tmp_path: Path, config: Ensemb
             ["ensemble=folder", "experts=[a, b]"],
             r"a saved ensemble brings its own experts and aggregator; leave 'experts'",
         ),
-        (["ensemble=folder", "aggregator=mean"], r"leave 'experts', 'base', 'level' and 'aggregator' out"),
+        (["ensemble=folder", "aggregator=mean"], r"leave 'experts', 'base', 'vae', 'level' and 'aggregator' out"),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], message: str) -> None:

@@ -149,16 +149,18 @@ class EnsembleConfig(Schema):
     Attributes:
         experts: folders, hub ids, ``.safetensors`` files, ``zoo:<name>`` or ``zoo:<group>``.
         base: folder, hub id or ``zoo:<name>`` that gives single files the parts and settings they lack.
+        vae: for all experts in the place of their own: a folder, a file, or the name of one of them.
         aggregator: how the experts' features become one. Without it, the aggregator that was trained for the group if
             the zoo has one, else the block-wise mean.
         level: where experts meet: at every block, or (also experts that differ) in what they predict.
-        ensemble: folder of a saved ensemble, instead of the four above.
+        ensemble: folder of a saved ensemble, instead of the five above.
         dtype: number type of the experts; float32 on a CPU and float16 elsewhere by default.
         device: ``"cpu"``, ``"cuda:1"``, ``"mps"``; the fastest one there is by default.
     """
 
     experts: Texts = ("zoo:topics",)
     base: Text | None = None
+    vae: Text | None = None
     aggregator: Annotated[AggregatorConfig | None, BeforeValidator(_named)] = None
     level: Literal["block", "output"] = "block"
     ensemble: Text | None = None
@@ -168,9 +170,9 @@ class EnsembleConfig(Schema):
     @model_validator(mode="after")
     def _one_source(self) -> EnsembleConfig:
         given = (self.experts, self.level)  # by value: a written-out configuration lists every key
-        own = self.aggregator or self.base or given != (("zoo:topics",), "block")
+        own = self.aggregator or self.base or self.vae or given != (("zoo:topics",), "block")
         if self.ensemble is not None and own:
-            others = "leave 'experts', 'base', 'level' and 'aggregator' out"
+            others = "leave 'experts', 'base', 'vae', 'level' and 'aggregator' out"
             raise ValueError(f"a saved ensemble brings its own experts and aggregator; {others}")
         return self
 

@@ -148,7 +148,7 @@ def build_ensemble(config: EnsembleConfig) -> EnsembleDenoiser:
         ensemble = open_ensemble(folder, dtype=dtype, device=device, added=loras)
     else:
         sources = ["+".join((source, *loras)) for source in config.experts]
-        experts = load_experts(sources, dtype=dtype, device=device, base=config.base)
+        experts = load_experts(sources, dtype=dtype, device=device, base=config.base, vae=config.vae)
         choice = config.aggregator or AggregatorConfig(name="mean")
         ensemble = assemble(experts, config.level, choice.name, _options(choice, config))
     ensemble.aggregator.to(device=device, dtype=dtype)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diffusemble import EnsembleDenoiser, load_experts
 from ldm import REFINER, SD1, SD2, SDXL, Layout, save_ldm
@@ -21,9 +22,10 @@ from tiny import (
 
 
 def assert_equal_weights(mine: Any, other: Any) -> None:
-    assert mine.state_dict().keys() == other.state_dict().keys()
+    theirs = other.state_dict()
+    assert mine.state_dict().keys() == theirs.keys()
     for key, tensor in mine.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[key]), key
+        assert torch.equal(tensor, theirs[key]), key
 
 
 def test_a_complete_file_gives_every_weight_bit_for_bit(models: Path, tmp_path: Path) -> None:
@@ -135,6 +137,47 @@ def test_marks_of_a_file_about_its_prediction_hold(models: Path, tmp_path: Path)
     assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
     with pytest.raises(ValueError, match="scheduler prediction_type is 'v_prediction', but expert 1"):
         EnsembleDenoiser([one, other])
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        (
+            "lora_unet_mid_attn2_to_k.lora_up.weight",
+            (8, 8),
+            r"It is a LoRA. It goes on top of a model: model.safetensors\+",
+        ),
+        ("lora_unet_mid.hada_w1_a", (8, 8), r"It is a LyCORIS. It goes on top of a model"),
+        (
+            "control_model.out.weight",
+            (8, 8),
+            r"It is a ControlNet. It goes to ensemble.pipeline\(cls, controlnet=...\)",
+        ),
+        ("decoder.conv_in.weight", (8, 8), r"It is a VAE. It goes with a model: .* or vae= for all experts"),
+        ("text_model.embeddings.token_embedding.weight", (8, 8), r"It is a text encoder. Give a full checkpoint"),
+        ("emb_params", (1, 768), r"It is a textual inversion for SD 1.x. It goes on top of a model"),
+        ("ip_adapter.1.to_k_ip.weight", (8, 8), r"It is an IP-Adapter. Give a full checkpoint"),
+        (
+            "rock.weight",
+            (8, 8),
+            "What it is cannot be told from its names. Give a full checkpoint, or a diffusers folder",
+        ),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, key: str, shape: tuple[int, ...], message: str) -> None:
+    others = {} if key == "emb_params" else {"moss.weight": torch.zeros(2, 2)}
+    save_file({key: torch.zeros(shape), **others}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=rf"other.safetensors is no checkpoint of a text-to-image model. {message}"):
+        load_experts(tmp_path / "other.safetensors")
+
+
+def test_a_checkpoint_of_a_family_that_is_not_supported_is_named(tmp_path: Path) -> None:
+    names = ("distilled_guidance_layer.in_proj.bias", "double_blocks.0.img_attn.qkv.weight", "img_in.weight")
+    save_file({f"model.diffusion_model.{name}": torch.zeros(2) for name in names}, tmp_path / "other.safetensors")
+    with pytest.raises(
+        ValueError, match=r"is a Chroma checkpoint, and of this family no single files are read. Families that"
+    ):
+        load_experts(tmp_path / "other.safetensors")
 
 
 def test_the_base_must_be_one_folder(models: Path, tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ from tiny_dit import tiny_flux_pipeline, tiny_sd3, tiny_sd3_pipeline
 
 
 def assert_equal(mine: Any, other: Any) -> None:
-    assert mine.state_dict().keys() == other.state_dict().keys()
+    theirs = other.state_dict()
+    assert mine.state_dict().keys() == theirs.keys()
     for key, tensor in mine.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[key]), key
+        assert torch.equal(tensor, theirs[key]), key
 
 
 def sd3_pipeline(seed: int) -> Any:
@@ -116,10 +117,10 @@ def test_narrow_numbers_are_read_and_cast(family: Any, kind: torch.dtype, tmp_pa
     file = write({key: tensor.to(kind) for key, tensor in tensors.items()}, tmp_path / "narrow.safetensors")
     for dtype in (torch.float32, torch.bfloat16):
         (expert,) = load_experts(file, base=base, dtype=dtype)
+        theirs = pipeline.transformer.state_dict()
         for key, tensor in expert.denoiser.state_dict().items():
-            wanted = pipeline.transformer.state_dict()[key].to(kind).to(dtype)
             assert tensor.dtype == dtype
-            assert torch.equal(tensor, wanted), key
+            assert torch.equal(tensor, theirs[key].to(kind).to(dtype)), key
 
 
 def scaled(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:

@@ -14,9 +14,10 @@ from torch import Tensor
 from adapter_files import write
 from diffusemble import EnsembleDenoiser, load_experts
 from diffusemble.experts.folder import quiet
+from families.parts import tiny_pixart_pipeline
 from ldm import save_ldm
 from ldm import vae as ldm_vae
-from tiny import WIDTH, tiny_pipeline, tiny_sdxl_pipeline, tiny_vae
+from tiny import WIDTH, tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder, tiny_unet, tiny_vae
 from tiny_dit import tiny_flux_pipeline
 
 
@@ -155,6 +156,18 @@ def test_models_that_do_not_read_by_clip_alone_take_words_for_clip(tmp_path: Pat
         ValueError, match=r"vectors for the text_encoder_2, but this model has no CLIP text encoder there"
     ):
         load_experts(f"{tmp_path / 'base'}+{file}")
+
+
+def test_an_expert_of_another_kind_beside_stays_as_it_is(models: Path, words: Path, tmp_path: Path) -> None:
+    tiny_pipeline(
+        1, unet=tiny_unet(1, cross_attention_dim=40), text_encoder=tiny_text_encoder(3, hidden_size=40)
+    ).save_pretrained(tmp_path / "wide")
+    rock, wide = load_experts([f"{models / 'rock'}+{words / 'plain.safetensors'}", tmp_path / "wide"])
+    assert len(rock.components["tokenizer"]) == len(wide.components["tokenizer"])  # no vector of width 40 is needed
+    pixart = tiny_pixart_pipeline()
+    pixart.save_pretrained(tmp_path / "pixart")
+    rock, other = load_experts([f"{models / 'rock'}+{words / 'plain.safetensors'}", tmp_path / "pixart"])
+    assert len(other.components["tokenizer"]) == len(pixart.tokenizer)
 
 
 # -- VAEs --------------------------------------------------------------------------------------------------------------

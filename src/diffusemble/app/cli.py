@@ -34,7 +34,7 @@ app.add_typer(zoo_app, name="zoo")
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file, or a picture that was saved before.")]
 Experts = Annotated[
     list[str] | None,
-    typer.Option("--experts", "-e", help="Folder, hub id, .safetensors file, zoo:NAME or zoo:GROUP; once for each."),
+    typer.Option("--experts", "-e", help="Folder, hub id, .safetensors file, zoo:NAME or zoo:GROUP (+LORA:0.7)."),
 ]
 Ensemble = Annotated[str | None, typer.Option(help="Folder of a saved or trained ensemble.")]
 Aggregator = Annotated[str | None, typer.Option("--aggregator", "-a", help="How to combine experts, such as mean.")]

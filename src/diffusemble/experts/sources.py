@@ -108,6 +108,11 @@ def split_source(text: str) -> tuple[str, tuple[Addition, ...]]:
     return first, tuple(parse_addition(piece, first) for piece in rest)
 
 
+def is_file(text: str) -> bool:
+    """Whether a source as users write it is a single file, with or without additions."""
+    return _pieces(text)[0].endswith(".safetensors")
+
+
 def parse_addition(text: str, model: str) -> Addition:
     """An addition to ``model`` as users write it: ``style.safetensors:0.7``, or ``vae=FILE-OR-FOLDER``.
 

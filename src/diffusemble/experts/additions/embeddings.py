@@ -101,9 +101,15 @@ def add_words(parts: Mapping[str, Any], words: Sequence[Word], own: Sequence[Wor
     for part in dict.fromkeys(part for word in words for part in word.vectors):
         of_part = [word for word in words if part in word.vectors]
         encoder, tokenizer = parts.get(part), parts.get(_TOKENIZERS[part])
-        _check(encoder, tokenizer, part, of_part)
+        mine = [word for word in own if part in word.vectors]
+        _check(encoder, tokenizer, part, mine)
+        if not mine and not _reads(encoder, tokenizer):
+            continue  # an expert of another kind, which reads prompts by a tokenizer of its own
         encoder = copy.deepcopy(encoder)
         for word in of_part:
+            if word.text in tokenizer.get_added_vocab():
+                file = word.header.file
+                raise ValueError(f"The model knows the word {word.text!r} of {file} already. Rename the file.")
             _add(encoder, tokenizer, word.tokens, vectors.get((word.text, part)))
         changed[part] = encoder
     return changed
@@ -112,7 +118,7 @@ def add_words(parts: Mapping[str, Any], words: Sequence[Word], own: Sequence[Wor
 def _check(encoder: Any, tokenizer: Any, part: str, words: Sequence[Word]) -> None:
     for word in words:
         file = word.header.file
-        if encoder is None or tokenizer is None or "clip" not in encoder.config.model_type:
+        if not _reads(encoder, tokenizer):
             raise ValueError(f"{file} has vectors for the {part}, but this model has no CLIP text encoder there.")
         width, wanted = word.vectors[part].shape[-1], encoder.config.hidden_size
         if width != wanted:
@@ -120,8 +126,10 @@ def _check(encoder: Any, tokenizer: Any, part: str, words: Sequence[Word]) -> No
                 f"{file} has vectors of width {width}, but the {part} of this model reads {wanted} (SD 1.x: 768, SD "
                 f"2.x: 1024, SDXL: 768 and 1280). Give a textual inversion of the model's family."
             )
-        if word.text in tokenizer.get_added_vocab():
-            raise ValueError(f"The model knows the word {word.text!r} of {file} already. Rename the file.")
+
+
+def _reads(encoder: Any, tokenizer: Any) -> bool:
+    return encoder is not None and tokenizer is not None and "clip" in encoder.config.model_type
 
 
 def _add(encoder: Any, tokenizer: Any, tokens: Sequence[str], matrix: Tensor | None) -> None:
