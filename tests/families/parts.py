@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel, UNet2DConditionModel
+from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -31,15 +31,19 @@ def stable(name: str = "sd1", seed: int = 0) -> Expert:
 
 
 def wider(name: str = "sd2") -> Expert:
+    """Like SD 2.x, see ``tiny_wider_pipeline``."""
+    return as_expert(tiny_wider_pipeline(), name)
+
+
+def tiny_wider_pipeline() -> StableDiffusionPipeline:
     """Like SD 2.x: predicts v, with a wider text encoder and a tokenizer of its own."""
-    pipeline = tiny_pipeline(
+    return tiny_pipeline(
         1,
         unet=tiny_unet(1, cross_attention_dim=40),
         text_encoder=tiny_text_encoder(3, hidden_size=40),
         tokenizer=other_tokenizer(),
         scheduler=tiny_scheduler(prediction_type="v_prediction"),
     )
-    return as_expert(pipeline, name)
 
 
 def tiny_pixart_pipeline(seed: int = 0, **config: Any) -> PixArtSigmaPipeline:

@@ -1,0 +1,98 @@
+"""Experts that differ, from a configuration to pictures, and from a folder back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import ImageChops
+
+from diffusemble import EnsembleDenoiser, GenerateConfig, OutputEnsembleDenoiser, generate, load_experts, open_ensemble
+from diffusemble.evaluation.config import EvaluateConfig
+from diffusemble.evaluation.specs import choose_systems
+from diffusemble.evaluation.specs import open_ensemble as open_evaluated
+from diffusemble.generation import OUTPUT_MEAN, TOGETHER, build_ensemble
+from diffusemble.output_ensemble import build_output_aggregator
+from diffusemble.training.config import TrainConfig
+from tests.families.parts import draw, tiny_wider_pipeline
+from tiny import randomised, tiny_pipeline
+
+FAST: dict[str, Any] = {"prompts": "a fox", "steps": 2, "height": 16, "width": 16, "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """An expert that predicts noise and one that predicts v, with other text encoders and tokenizers."""
+    root = tmp_path_factory.mktemp("unlike")
+    tiny_pipeline().save_pretrained(root / "noise")
+    tiny_wider_pipeline().save_pretrained(root / "velocity")
+    return str(root / "noise"), str(root / "velocity")
+
+
+@pytest.fixture(scope="session")
+def saved(sources: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    experts = load_experts(sources)
+    torch.manual_seed(0)
+    ensemble = OutputEnsembleDenoiser(experts, randomised(build_output_aggregator("sabw", experts, preset="tiny")))
+    folder = tmp_path_factory.mktemp("output-level")
+    ensemble.save_pretrained(folder)
+    return folder
+
+
+def test_a_saved_ensemble_comes_back_at_its_level(sources: tuple[str, str], saved: Path) -> None:
+    experts = load_experts(sources)
+    torch.manual_seed(0)
+    aggregator = randomised(build_output_aggregator("sabw", experts, preset="tiny"))
+    again = open_ensemble(saved).eval()
+    assert isinstance(again, OutputEnsembleDenoiser)
+    assert (draw(again.pipeline()) == draw(OutputEnsembleDenoiser(experts, aggregator).pipeline())).all()
+    assert json.loads((saved / "ensemble.json").read_text())["experts"][1]["name"] == "velocity"
+    with pytest.raises(ValueError, match=r"combine what they predict \(level: output, OutputEnsembleDenoiser\)"):
+        EnsembleDenoiser.from_pretrained(saved)
+
+
+def test_a_configuration_draws_at_output_level(sources: tuple[str, str], saved: Path) -> None:
+    seen: list[str] = []
+    config = GenerateConfig(
+        **FAST,
+        experts=sources,
+        level="output",
+        aggregator={"name": "sabw", "options": {"preset": "tiny"}},
+        compare=True,
+        attention=True,
+    )
+    drawn = generate(config, lambda share, what: seen.append(what))
+    assert list(dict.fromkeys(seen)) == ["loading experts", "noise", "velocity", OUTPUT_MEAN, TOGETHER]
+    assert drawn.pictures[0].maps[0].name == "prediction"
+    assert drawn.attention().size[0] > 0
+    again = generate(drawn.config.model_copy(update={"compare": False, "attention": None}))
+    assert ImageChops.difference(drawn.pictures[0].image, again.pictures[0].image).getbbox() is None
+    assert isinstance(build_ensemble(GenerateConfig(**FAST, ensemble=str(saved))), OutputEnsembleDenoiser)
+
+
+def test_the_zoo_s_trained_aggregator_is_for_blocks(sources: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="'level' and 'aggregator' out"):
+        GenerateConfig(**FAST, ensemble="somewhere", level="output")
+    with pytest.raises(ValueError, match=r"level: output, OutputEnsembleDenoiser"):
+        build_ensemble(GenerateConfig(**FAST, experts=sources))
+
+
+def test_what_needs_blocks_says_so(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"every expert runs whole.*level: block"):
+        open_ensemble(saved).blocks
+
+
+def test_lengths_of_prompts_are_the_experts_own_in_training() -> None:
+    settings: dict[str, Any] = {"experts": "zoo:topics", "data": {"path": "data"}, "output": "out"}
+    with pytest.raises(ValueError, match="leave text_tokens out"):
+        TrainConfig.model_validate({**settings, "level": "output", "text_tokens": 128})
+
+
+def test_it_is_evaluated_beside_others(sources: tuple[str, str], saved: Path) -> None:
+    config = EvaluateConfig(experts=sources[0], ensemble=None, systems=(f"ensemble:{saved}",))
+    ensemble = open_evaluated(config, torch.device("cpu"), torch.float32)
+    (system,) = choose_systems(config, ensemble).systems
+    assert isinstance(system.pipeline.unet, OutputEnsembleDenoiser)
