@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers import AutoencoderKL, ChromaTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel
 from diffusers.loaders import single_file_utils as theirs
 from torch import Tensor
 
 from diffusemble.experts.layouts.autoencoder import vae
-from diffusemble.experts.layouts.flux import flux
+from diffusemble.experts.layouts.flux import chroma, flux
 from diffusemble.experts.layouts.origin import Layout
 from diffusemble.experts.layouts.sd3 import sd3
 from diffusemble.experts.layouts.unet import unet
@@ -26,6 +26,12 @@ def real_flux() -> Any:
     """Of the real widths (diffusers' conversion knows no others), without weights: one block of each kind."""
     with init_empty_weights():
         return FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True)
+
+
+def real_chroma() -> Any:
+    """As ``real_flux``."""
+    with init_empty_weights():
+        return ChromaTransformer2DModel(num_layers=1, num_single_layers=1, approximator_layers=2)
 
 
 def real_sd3_medium() -> Any:
@@ -64,10 +70,12 @@ CASES: dict[str, tuple[Callable[[], Any], Layout, Callable[..., Any], str]] = {
     "sd3": (tiny_sd3, sd3, theirs.convert_sd3_transformer_checkpoint_to_diffusers, ""),
     "sd35": (real_sd3_medium, sd3, theirs.convert_sd3_transformer_checkpoint_to_diffusers, "model.diffusion_model."),
     "flux": (real_flux, flux, theirs.convert_flux_transformer_checkpoint_to_diffusers, ""),
+    "chroma": (real_chroma, chroma, theirs.convert_chroma_transformer_checkpoint_to_diffusers, ""),
     "vae": (tiny_vae, vae, theirs.convert_ldm_vae_checkpoint, "first_stage_model."),
 }
 
 
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers about its own Chroma
 @pytest.mark.parametrize("case", CASES)
 def test_a_layout_says_what_diffusers_conversion_does(case: str) -> None:
     build, layout, convert, prefix = CASES[case]

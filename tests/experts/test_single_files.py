@@ -172,10 +172,10 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, key: str, shape: tu
 
 
 def test_a_checkpoint_of_a_family_that_is_not_supported_is_named(tmp_path: Path) -> None:
-    names = ("distilled_guidance_layer.in_proj.bias", "double_blocks.0.img_attn.qkv.weight", "img_in.weight")
+    names = ("double_stream_modulation_img.lin.weight", "double_blocks.0.img_attn.qkv.weight", "img_in.weight")
     save_file({f"model.diffusion_model.{name}": torch.zeros(2) for name in names}, tmp_path / "other.safetensors")
     with pytest.raises(
-        ValueError, match=r"is a Chroma checkpoint, and of this family no single files are read. Families that"
+        ValueError, match=r"is a FLUX.2 checkpoint, and of this family no single files are read. Families that"
     ):
         load_experts(tmp_path / "other.safetensors")
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from adapter_files import write
 from diffusemble import load_experts
 from diffusemble.experts.layouts.autoencoder import vae
-from diffusemble.experts.layouts.flux import flux
+from diffusemble.experts.layouts.flux import chroma, flux
 from diffusemble.experts.layouts.sd3 import sd3
 from diffusemble.experts.layouts.text_encoder import clip, t5
 from ldm import unet as ldm_unet
 from original import original
 from tiny import tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder
-from tiny_dit import tiny_flux_pipeline, tiny_sd3, tiny_sd3_pipeline
+from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline, tiny_sd3, tiny_sd3_pipeline
 
 
 def assert_equal(mine: Any, other: Any) -> None:
@@ -42,12 +42,16 @@ FAMILIES: Mapping[str, tuple[Any, Any, Mapping[str, tuple[str, Any]]]] = {
         flux,
         {"text_encoder": ("clip_l", clip), "text_encoder_2": ("t5xxl", t5)},
     ),
+    "chroma": (tiny_chroma_pipeline, chroma, {"text_encoder": ("t5xxl", t5)}),
     "sd3": (
         sd3_pipeline,
         sd3,
         {"text_encoder": ("clip_l", clip), "text_encoder_2": ("clip_g", clip), "text_encoder_3": ("t5xxl", t5)},
     ),
 }
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers about Chroma
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -66,7 +70,7 @@ def test_a_denoiser_alone_takes_the_rest_from_its_base(family: Any, prefix: str,
     expert, rock = load_experts([file, base])
     assert_equal(expert.denoiser, pipeline.transformer)
     assert type(pipeline) is expert.pipeline_class
-    for part in ("vae", "text_encoder", "text_encoder_2"):
+    for part in ("vae", *FAMILIES[name][2]):
         assert expert.components[part] is rock.components[part]
     assert expert.files["base:text_encoder/model.safetensors"] == rock.files["text_encoder/model.safetensors"]
 

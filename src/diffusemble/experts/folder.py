@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -145,6 +146,8 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", FutureWarning)  # of diffusers about its own classes
         for each in (diffusers_logging, transformers_logging):
             stack.callback(each.set_verbosity, each.get_verbosity())
             each.set_verbosity_error()

@@ -103,7 +103,7 @@ def add_words(parts: Mapping[str, Any], words: Sequence[Word], own: Sequence[Wor
         encoder, tokenizer = parts.get(part), parts.get(_TOKENIZERS[part])
         mine = [word for word in own if part in word.vectors]
         _check(encoder, tokenizer, part, mine)
-        if not mine and not _reads(encoder, tokenizer):
+        if encoder is None or tokenizer is None or not _reads(encoder, tokenizer):
             continue  # an expert of another kind, which reads prompts by a tokenizer of its own
         encoder = copy.deepcopy(encoder)
         for word in of_part:

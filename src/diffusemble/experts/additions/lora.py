@@ -87,6 +87,7 @@ def _change(model: Any, target: Target, factors: dict[str, torch.Tensor], alpha:
 
 def _groups(header: Header) -> list[_Group]:
     found: dict[str, dict[str, str]] = {}
+    names: dict[str, str] = {}
     for key in header.forms:
         for pattern, kind in UNREADABLE.items():
             if re.match(pattern, key):
@@ -99,8 +100,9 @@ def _groups(header: Header) -> list[_Group]:
                 f"{header.file} has a tensor {key!r}, which belongs to no kind of LoRA or LyCORIS known here."
             )
         name, factor = split
-        found.setdefault(name, {})[factor] = key
-    return [_Group(name, keys) for name, keys in found.items() if set(keys) != {"alpha"}]
+        found.setdefault(canonical(name), {})[factor] = key
+        names.setdefault(canonical(name), name)
+    return [_Group(names[name], keys) for name, keys in found.items() if set(keys) != {"alpha"}]
 
 
 def _match(groups: list[_Group], parts: Mapping[str, Any], header: Header) -> list[tuple[_Group, Target]]:

@@ -28,6 +28,8 @@ TEXT_STARTS = {
     ),
     "text_encoder_3": ("text_encoders.t5xxl.", "text_encoder_3."),
 }
+T5_PARTS = {SHORT["flux"]: "text_encoder_2", SHORT["chroma"]: "text_encoder"}
+"""Which text encoder T5 is, where it is not the third one."""
 _OWN = {
     "diffusemble.aggregator": "aggregator of diffusemble",
     "diffusemble.control": "control of diffusemble",
@@ -104,8 +106,7 @@ def _parts(header: Header, family: str) -> tuple[str, ...]:
     # What is left of a text encoder that was taken out (its numbered positions) is none.
     real = [key for key in header.forms if not key.endswith(("position_ids", "logit_scale"))]
     text = [part for part, starts in TEXT_STARTS.items() if any(key.startswith(starts) for key in real)]
-    if family == "FLUX.1" and "text_encoder_3" in text:
-        text[text.index("text_encoder_3")] = "text_encoder_2"  # its T5 is the second one
+    text = [T5_PARTS.get(family, part) if part == "text_encoder_3" else part for part in text]
     vae = ["vae"] if header.has(*VAE_STARTS) else []
     return (DENOISER.get(family, "denoiser"), *vae, *text)
 

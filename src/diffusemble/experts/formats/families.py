@@ -16,9 +16,10 @@ SHORT = {
     "sd3": "SD 3",
     "sd35": "SD 3.5",
     "flux": "FLUX.1",
+    "chroma": "Chroma",
 }
 DENOISER = dict.fromkeys((SHORT[one] for one in ("sd1", "sd2", "sdxl", "refiner")), "unet") | dict.fromkeys(
-    (SHORT[one] for one in ("sd3", "sd35", "flux")), "transformer"
+    (SHORT[one] for one in ("sd3", "sd35", "flux", "chroma")), "transformer"
 )
 """The families that can be loaded, with the name of the denoiser in their pipelines."""
 REPOSITORIES = {
@@ -29,13 +30,14 @@ REPOSITORIES = {
     SHORT["sd3"]: "stabilityai/stable-diffusion-3-medium-diffusers",
     SHORT["sd35"]: "stabilityai/stable-diffusion-3.5-medium",
     SHORT["flux"]: "black-forest-labs/FLUX.1-dev",
+    SHORT["chroma"]: "lodestones/Chroma1-HD",
 }
 """Where the configuration of a family is, as its makers publish it."""
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.", "")
 _TWINS = {SHORT["sd1"], SHORT["sd2"]}
 _UNETS = {"original": ("input_blocks.0.", "label_emb."), "diffusers": ("conv_in.", "add_embedding.")}
 _OTHERS = (
-    (r"distilled_guidance_layer\.", "Chroma"),
+    (r"distilled_guidance_layer\.", SHORT["chroma"]),
     (r"double_stream_modulation_img\.|single_stream_modulation\.", "FLUX.2"),
     (r"double_stream_blocks\.", "HiDream"),
     (r"double_layers\.", "AuraFlow"),
@@ -70,6 +72,8 @@ def family_of_config(name: str, config: Mapping[str, Any], aesthetics: bool = Fa
     """
     if name == "FluxTransformer2DModel":
         return SHORT["flux"]
+    if name == "ChromaTransformer2DModel":
+        return SHORT["chroma"]
     if name == "SD3Transformer2DModel":
         return SHORT["sd35" if config.get("qk_norm") else "sd3"]
     if name != "UNet2DConditionModel":

@@ -12,6 +12,7 @@ from diffusemble.experts.formats.contents import (
     ADAPTERS,
     CHECKPOINT,
     EMBEDDING,
+    T5_PARTS,
     TEXT_STARTS,
     VAE_STARTS,
     Contents,
@@ -24,7 +25,7 @@ from diffusemble.experts.inspection.report import Part, Report, part_of
 from diffusemble.experts.single_file import marked_schedule
 
 _MERGE = "diffusemble.merge"
-_FLOWS = (SHORT["sd3"], SHORT["sd35"], SHORT["flux"])
+_FLOWS = (SHORT["sd3"], SHORT["sd35"], SHORT["flux"], SHORT["chroma"])
 _EMA = ("model_ema.",)
 
 
@@ -117,8 +118,7 @@ def _parts(header: Header, contents: Contents) -> tuple[Part, ...]:
 
 
 def _starts(part: str, contents: Contents) -> tuple[str, ...]:
-    t5 = contents.family == SHORT["flux"] and part == "text_encoder_2"
-    return TEXT_STARTS["text_encoder_3"] if t5 else TEXT_STARTS[part]
+    return TEXT_STARTS["text_encoder_3" if T5_PARTS.get(contents.family or "") == part else part]
 
 
 def _notes(header: Header, contents: Contents) -> dict[str, str]:

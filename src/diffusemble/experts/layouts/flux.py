@@ -1,4 +1,4 @@
-"""FLUX in the layout of its original code (Black Forest Labs)."""
+"""FLUX and Chroma, which is made of it, in the layout of FLUX's original code (Black Forest Labs)."""
 
 from __future__ import annotations
 
@@ -45,6 +45,18 @@ _RULES: tuple[Rule, ...] = (
 )
 
 
+_CHROMA: tuple[Rule, ...] = (
+    (r"^(distilled_guidance_layer\.layers\.\d+)\.linear_1\.", r"\1.in_layer."),
+    (r"^(distilled_guidance_layer\.layers\.\d+)\.linear_2\.", r"\1.out_layer."),
+    (r"^(distilled_guidance_layer\.norms\.\d+)\.weight", r"\1.scale"),
+)
+
+
 def flux(model: Any, shapes: Shapes) -> dict[str, Origin]:
     """Origins of a FLUX transformer's tensors; the last modulation has shift before scale in the file."""
     return follow(shapes, _RULES, _FUSED, swapped=r"norm_out\.linear\.")
+
+
+def chroma(model: Any, shapes: Shapes) -> dict[str, Origin]:
+    """Origins of a Chroma transformer's tensors: FLUX with one network for all modulations."""
+    return follow(shapes, (*_RULES, *_CHROMA), _FUSED)

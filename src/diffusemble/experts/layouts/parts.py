@@ -7,15 +7,16 @@ from torch import Tensor, nn
 
 from diffusemble.experts.formats.families import PREFIXES
 from diffusemble.experts.layouts.autoencoder import older_vae, vae
-from diffusemble.experts.layouts.flux import flux
+from diffusemble.experts.layouts.flux import chroma, flux
 from diffusemble.experts.layouts.origin import Layout, same
 from diffusemble.experts.layouts.sd3 import sd3
-from diffusemble.experts.layouts.text_encoder import bare_clip, clip, open_clip, t5
+from diffusemble.experts.layouts.text_encoder import bare_clip, clip, embedding_t5, open_clip, t5
 from diffusemble.experts.layouts.unet import unet
 
 ORIGINAL: dict[str, Layout] = {
     "UNet2DConditionModel": unet,
     "FluxTransformer2DModel": flux,
+    "ChromaTransformer2DModel": chroma,
     "SD3Transformer2DModel": sd3,
 }
 """Layouts of the original codes, by diffusers' class."""
@@ -53,7 +54,7 @@ def vae_layouts(alone: bool = False) -> list[tuple[str, Layout]]:
 def text_layouts(part: str, model: nn.Module) -> list[tuple[str, Layout]]:
     """Prefixes and layouts that a text encoder can have in a checkpoint."""
     if _is_t5(model):
-        return [(_T5, t5), (f"{part}.", t5)]
+        return [(prefix, layout) for layout in (t5, embedding_t5) for prefix in (_T5, f"{part}.")]
     return [*_TEXT[part], (f"{part}.", same)]
 
 

@@ -39,6 +39,11 @@ def t5(model: Any, shapes: Shapes) -> dict[str, Origin]:
     return {name: Origin("shared.weight" if name == "encoder.embed_tokens.weight" else name) for name in shapes}
 
 
+def embedding_t5(model: Any, shapes: Shapes) -> dict[str, Origin]:
+    """Origins of a T5 encoder's tensors in files that keep its embedding under the other name."""
+    return {name: Origin("encoder.embed_tokens.weight" if name == "shared.weight" else name) for name in shapes}
+
+
 def open_clip(model: Any, shapes: Shapes) -> dict[str, Origin]:
     """Origins of a CLIP text encoder's tensors in the layout of OpenCLIP."""
     origins = follow(shapes, _OPEN_CLIP, [_QKV])
