@@ -1,12 +1,15 @@
-"""Tiny real FLUX and Stable Diffusion 3 models, built in code: diffusers' and transformers' classes, few weights."""
+"""Tiny real FLUX, Chroma and SD3 models, built in code: diffusers' and transformers' classes, few weights."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -57,6 +60,16 @@ def tiny_sd3(seed: int = 0, **config: Any) -> SD3Transformer2DModel:
     """
     torch.manual_seed(seed)
     return randomised(SD3Transformer2DModel(**{**SD3, **config}), seed)
+
+
+def tiny_chroma(seed: int = 0, **config: Any) -> ChromaTransformer2DModel:
+    """A Chroma transformer of two double and three single blocks; ``config`` overrides entries of ``FLUX``."""
+    torch.manual_seed(seed)
+    approximator = {"approximator_num_channels": 8, "approximator_hidden_dim": 12, "approximator_layers": 2}
+    parts = {key: value for key, value in FLUX.items() if key not in ("pooled_projection_dim", "guidance_embeds")}
+    with warnings.catch_warnings():  # diffusers builds it from a class that diffusers announces the end of
+        warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)
+        return randomised(ChromaTransformer2DModel(**{**parts, **approximator, **config}), seed)
 
 
 def tiny_flow_vae(seed: int = 0, **config: Any) -> AutoencoderKL:
@@ -124,5 +137,20 @@ def tiny_sd3_pipeline(seed: int = 0, **parts: Any) -> StableDiffusion3Pipeline:
     }
     made = {name: parts.pop(name) if name in parts else make() for name, make in default.items()}
     pipeline = StableDiffusion3Pipeline(**made, **parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def tiny_chroma_pipeline(seed: int = 0, **parts: Any) -> ChromaPipeline:
+    """A Chroma pipeline with a transformer and a T5 encoder of its own and the VAE of every seed."""
+    default = {
+        "transformer": lambda: tiny_chroma(seed),
+        "vae": tiny_flow_vae,
+        "tokenizer": tiny_t5_tokenizer,
+        "text_encoder": lambda: tiny_t5(seed + 50),
+        "scheduler": lambda: tiny_flow_scheduler(shift=1.0, use_dynamic_shifting=True),
+    }
+    made = {name: parts.pop(name) if name in parts else make() for name, make in default.items()}
+    pipeline = ChromaPipeline(**made, **parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

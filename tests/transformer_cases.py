@@ -1,4 +1,4 @@
-"""One table of tiny FLUX and SD3 transformers and of everything their ``forward`` accepts."""
+"""One table of tiny FLUX, Chroma and SD3 transformers and of everything their ``forward`` accepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from law_families import flux_arguments, sd3_arguments
 from tiny import randomised
-from tiny_dit import T5_WIDTH, tiny_flux, tiny_sd3
+from tiny_dit import T5_WIDTH, tiny_chroma, tiny_flux, tiny_sd3
 from unet_inputs import BATCH, TOKENS, randn
 
 IMAGE_WIDTH = 12  # of the image encoder before an IP-Adapter
@@ -57,8 +57,10 @@ class Case:
         sample = randn(BATCH, model.config.in_channels, *size, dtype=self.dtype)
         text = randn(BATCH, TOKENS, T5_WIDTH, seed=1, dtype=self.dtype)
         made = (flux_arguments if flux else sd3_arguments)(sample, torch.tensor([701.0, 37.0]), [text])
-        if flux and not model.config.guidance_embeds:
+        if flux and not model.config.get("guidance_embeds", False):
             del made["guidance"]
+        if "pooled_projection_dim" not in model.config:  # Chroma
+            del made["pooled_projections"]
         return made
 
 
@@ -75,6 +77,7 @@ def sd30() -> Any:
 ARCHITECTURES: Mapping[str, Callable[[], Any]] = {
     "flux": tiny_flux,
     "schnell": schnell,
+    "chroma": tiny_chroma,
     "sd3.5": tiny_sd3,
     "sd3.0": sd30,
 }
@@ -156,6 +159,13 @@ def sd3_image_prompt(model: Any, length: int) -> dict[str, Any]:
     return {"joint_attention_kwargs": {"ip_adapter_image_embeds": randn(BATCH, 6, IMAGE_WIDTH, seed=50)}}
 
 
+def text_mask(model: Any, length: int) -> dict[str, Any]:
+    """The second prompt is shorter."""
+    mask = torch.ones(BATCH, TOKENS + length)
+    mask[1, 4:TOKENS] = 0
+    return {"attention_mask": mask}
+
+
 def skipped(*layers: int) -> Give:
     """Blocks to leave out."""
     return lambda model, length: {"skip_layers": list(layers)}
@@ -187,6 +197,8 @@ GIVEN: Mapping[str, Case] = {
     "flux-controlnet-double": Case(tiny_flux, residuals("controlnet_block_samples", 1)),
     "flux-controlnet-single": Case(tiny_flux, residuals("controlnet_single_block_samples", 3)),
     "flux-image-prompt": Case(tiny_flux, flux_image_prompt, load_flux_image_prompt),
+    "chroma-mask": Case(tiny_chroma, text_mask),
+    "chroma-controlnet": Case(tiny_chroma, both_streams(False)),
     "sd3.5-controlnet": Case(tiny_sd3, residuals(CONTROL, 2)),
     "sd3.5-controlnet-uneven": Case(tiny_sd3, residuals(CONTROL, 3)),
     "sd3.5-image-prompt": Case(tiny_sd3, sd3_image_prompt, load_sd3_image_prompt),

@@ -212,7 +212,8 @@ def _guidance(pipeline: Any, config: GenerateConfig, count: int) -> dict[str, An
 def _length(pipeline: Any) -> dict[str, int]:
     """T5's part of the prompt: as long as the pipeline says, but no longer than the tokenizer."""
     limit = inspect.signature(type(pipeline).__call__).parameters.get("max_sequence_length")
-    tokenizer = getattr(pipeline, "tokenizer_3", None) or getattr(pipeline, "tokenizer_2", None)
+    places = ("tokenizer_3", "tokenizer_2", "tokenizer")
+    tokenizer = next((one for place in places if (one := getattr(pipeline, place, None)) is not None), None)
     if limit is None or tokenizer is None:
         return {}
     return {"max_sequence_length": min(limit.default, tokenizer.model_max_length)}

@@ -17,7 +17,7 @@ from diffusemble.aggregators.base import Combiner, Context, weighted_tokens
 from diffusemble.aggregators.router import Router
 from diffusemble.aggregators.storage import create
 from diffusemble.blocks.base import Blocks, Call, Feature, Flow, Inputs, finish
-from diffusemble.blocks.packing import PartwiseText
+from diffusemble.blocks.packing import PartwiseText, WideText
 from diffusemble.blocks.points import point_indices
 from diffusemble.blocks.turns import take_turns
 from diffusemble.ensemble_switches import Switches
@@ -43,7 +43,7 @@ class EnsembleDenoiser(Switches):
     """
 
     aggregator: Combiner
-    _partwise: PartwiseText | None = None
+    _layout: PartwiseText | WideText | None = None
 
     def __init__(self, experts: Sequence[Expert | nn.Module], aggregator: Combiner | str = "mean") -> None:
         super().__init__()
@@ -152,16 +152,16 @@ class EnsembleDenoiser(Switches):
         """Where pipelines name a call for block caches, which an ensemble does not have."""
         return nullcontext()
 
-    def reading(self, text: PartwiseText) -> EnsembleDenoiser:
+    def reading(self, text: PartwiseText | WideText) -> EnsembleDenoiser:
         """The same ensemble, modules and all, for a pipeline that packs its text like this."""
         twin = copy.copy(self)
         twin.__dict__.pop("forward", None)  # where training has put another one around it, that of the original
-        twin._partwise = text if len(self.blocks) > 1 else None
+        twin._layout = text if len(self.blocks) > 1 else None
         return twin
 
     def by_expert(self, inputs: Inputs) -> dict[str, Any]:
         """Inputs of ``forward`` with all text expert by expert, however the pipeline has packed it."""
-        return dict(inputs) if self._partwise is None else self._partwise.sorted(inputs, len(self.blocks))
+        return dict(inputs) if self._layout is None else self._layout.sorted(inputs, len(self.blocks))
 
     def pipeline(self, cls: type | None = None, **components: Any) -> Any:
         """A ready diffusers pipeline around the ensemble.

@@ -15,16 +15,14 @@ from torch import Tensor
 
 from diffusemble import EnsembleDenoiser
 from diffusemble.blocks.base import Blocks, run_through
+from diffusemble.blocks.chroma import ChromaBlocks
 from diffusemble.blocks.flux import FluxBlocks
 from diffusemble.blocks.sd3 import SD3Blocks
 from diffusemble.blocks.streams import on_grid, rows
-from tiny_dit import tiny_flux, tiny_sd3
+from diffusemble.ensemble import blocks_of
+from tiny_dit import tiny_chroma, tiny_flux, tiny_sd3
 from transformer_cases import ARCHITECTURES, CASES, CONTROL, GIVEN, Case, load_lora, residuals, sd30, skipped, strength
 from unet_inputs import BATCH, randn
-
-
-def blocks_of(model: Any) -> Blocks:
-    return FluxBlocks(model) if isinstance(model, FluxTransformer2DModel) else SD3Blocks(model)
 
 
 def ours_for(model: Any, arguments: Mapping[str, Any]) -> Tensor:
@@ -58,7 +56,7 @@ def test_a_pair_of_one_expert_is_that_expert_whatever_is_given(name: str):
     case = CASES[name]
     model = case.model()
     arguments = case.arguments(model)
-    for packed in ("encoder_hidden_states", "pooled_projections"):
+    for packed in {"encoder_hidden_states", "pooled_projections"} & arguments.keys():
         arguments[packed] = torch.cat([arguments[packed]] * 2, dim=1)
     if "txt_ids" in arguments:
         arguments["txt_ids"] = torch.cat([arguments["txt_ids"]] * 2)
@@ -68,7 +66,7 @@ def test_a_pair_of_one_expert_is_that_expert_whatever_is_given(name: str):
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("architecture", ["flux", "sd3.5"])
+@pytest.mark.parametrize("architecture", ["flux", "chroma", "sd3.5"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 def test_gradients_equal_those_of_forward(architecture: str, checkpointing: bool):
     case = Case(ARCHITECTURES[architecture])
@@ -267,6 +265,19 @@ def test_what_would_be_ignored_or_break_is_refused_by_name(build: Any, change: A
     change(arguments)
     with pytest.raises(ValueError, match=message):
         ours_for(model, arguments)
+
+
+def test_chromas_mask_is_everybodys_or_everyones_own():
+    model = tiny_chroma()
+    case = CASES["chroma-mask"]
+    inputs = {**case.arguments(model), "encoder_hidden_states": randn(BATCH, 14, 72)}
+    mask = inputs["attention_mask"]
+    del inputs["hidden_states"], inputs["timestep"]
+    assert all(own["attention_mask"] is mask for own in ChromaBlocks(model).split(inputs, 2))
+    inputs["attention_mask"] = torch.cat([torch.ones(BATCH, 7), mask], dim=1)
+    first, second = ChromaBlocks(model).split(inputs, 2)
+    assert torch.equal(second["attention_mask"], mask)
+    assert first["attention_mask"].all()
 
 
 def test_every_expert_reads_its_own_text_and_positions():

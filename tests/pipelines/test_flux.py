@@ -1,4 +1,4 @@
-"""Ensembles of FLUX models in unmodified diffusers pipelines."""
+"""Ensembles of FLUX and Chroma models in unmodified diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    ChromaImg2ImgPipeline,
     FluxControlNetImg2ImgPipeline,
     FluxControlNetModel,
     FluxControlNetPipeline,
@@ -23,8 +24,9 @@ from diffusers import (
 
 from diffusemble import EnsembleDenoiser, pack_text
 from diffusemble.experts.expert import Expert
+from law_families import flux_arguments
 from tiny import as_expert, randomised
-from tiny_dit import tiny_flux, tiny_flux_pipeline, tiny_t5
+from tiny_dit import tiny_chroma_pipeline, tiny_flux, tiny_flux_pipeline, tiny_t5
 from transformer_cases import IMAGE_WIDTH, load_flux_image_prompt
 from unet_inputs import randn
 
@@ -95,6 +97,18 @@ PIPELINES: dict[str, tuple[Callable[[], Any], type | None, Given, dict[str, Any]
     "inpaint": (WHOLE, FluxInpaintPipeline, lambda _: {}, {"image": picture(), "mask_image": MASK, "strength": 0.9}),
     "fill": (FILL, FluxFillPipeline, lambda _: {}, {"image": picture(), "mask_image": MASK}),
     "control": (CONTROL, FluxControlPipeline, lambda _: {}, {"control_image": picture(2)}),
+    "chroma": (
+        tiny_chroma_pipeline,
+        None,
+        lambda _: {},
+        {"prompt": ["a red fox at night", "an owl"], "negative_prompt": ["", NEGATIVE], "num_images_per_prompt": 2},
+    ),
+    "chroma img2img": (
+        tiny_chroma_pipeline,
+        ChromaImg2ImgPipeline,
+        lambda _: {},
+        {"image": picture(), "strength": 0.7},
+    ),
     "controlnet": (WHOLE, FluxControlNetPipeline, lambda m: {"controlnet": controlnet(m)}, CONTROLLED),
     "controlnet img2img": (
         WHOLE,
@@ -143,6 +157,23 @@ def test_every_expert_reads_the_prompt_with_its_own_encoders() -> None:
     assert torch.equal(pooled, pack_text([one[1] for one in own]))
     assert ids.shape == (24, 3)
     assert not torch.equal(own[0][0], own[1][0])
+
+
+def test_chromas_experts_read_the_prompt_with_their_own_encoders() -> None:
+    wholes = [tiny_chroma_pipeline(seed) for seed in (1, 2)]
+    ensemble = EnsembleDenoiser([as_expert(whole, f"expert {number}") for number, whole in enumerate(wholes)])
+    given = {"prompt": "a red fox", "max_sequence_length": 16, "do_classifier_free_guidance": False}
+    arguments = flux_arguments(randn(1, 16, 4, 6), torch.tensor([700.0]), [torch.zeros(1, 16, 1)])
+    for name in ("guidance", "pooled_projections"):
+        del arguments[name]
+    with torch.no_grad():
+        text, ids, mask, *_ = ensemble.pipeline().encode_prompt(**given)
+        own = [whole.encode_prompt(**given)[0] for whole in wholes]
+        mask = torch.cat([mask, torch.ones(1, 24)], dim=1)
+        arguments |= {"txt_ids": ids, "attention_mask": mask}
+        piped = ensemble.pipeline().transformer(**{**arguments, "encoder_hidden_states": text}).sample
+        by_hand = ensemble(**{**arguments, "encoder_hidden_states": pack_text(own)}).sample
+    assert torch.equal(piped, by_hand)
 
 
 def test_an_image_prompt_steers_the_ensemble_as_it_steers_one() -> None:

@@ -62,11 +62,12 @@ def _flux(config: Any, latents: tuple[int, int], clip_tokens: int, zeros: Zeros)
     height, width = latents[0] // 2, latents[1] // 2
     inputs = {
         "encoder_hidden_states": zeros(LONG_PROMPT, config.joint_attention_dim),
-        "pooled_projections": zeros(config.pooled_projection_dim),
         "img_ids": zeros(height * width, 3)[0],
         "txt_ids": zeros(LONG_PROMPT, 3)[0],
     }
-    if config.guidance_embeds:
+    if "pooled_projection_dim" in config:  # Chroma has neither
+        inputs["pooled_projections"] = zeros(config.pooled_projection_dim)
+    if config.get("guidance_embeds", False):
         inputs["guidance"] = zeros()
     return Call(zeros(config.in_channels, height, width), zeros(), inputs)
 
@@ -82,5 +83,6 @@ def _sd3(config: Any, latents: tuple[int, int], clip_tokens: int, zeros: Zeros) 
 _INPUTS: Mapping[str, Any] = {
     "UNet2DConditionModel": _unet,
     "FluxTransformer2DModel": _flux,
+    "ChromaTransformer2DModel": _flux,
     "SD3Transformer2DModel": _sd3,
 }

@@ -26,12 +26,11 @@ from diffusemble.blocks.streams import (
     taken,
 )
 
-_NEEDED = ("encoder_hidden_states", "pooled_projections", "img_ids", "txt_ids")
 _RESIDUALS = {
     "controlnet_block_samples": "double",
     "controlnet_single_block_samples": "single",
 }
-_OPTIONAL = ("guidance", "joint_attention_kwargs", *_RESIDUALS, "controlnet_blocks_repeat")
+ADDED = ("joint_attention_kwargs", *_RESIDUALS, "controlnet_blocks_repeat")
 _ATTENTION = ("scale", "ip_adapter_image_embeds", "attention_mask")
 
 
@@ -43,6 +42,10 @@ class FluxBlocks(StreamBlocks):
     """
 
     time_unit = 1000.0
+    family = "FLUX"
+    needed: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections", "img_ids", "txt_ids")
+    optional: tuple[str, ...] = ("guidance", *ADDED)
+    packed: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections")
 
     def __init__(self, denoiser: FluxTransformer2DModel) -> None:
         inner = denoiser.inner_dim
@@ -71,8 +74,8 @@ class FluxBlocks(StreamBlocks):
         Raises:
             ValueError: something of it is missing, or not packed for n experts.
         """
-        taken(inputs, _NEEDED, _OPTIONAL, "FLUX")
-        own = split_named(inputs, ["encoder_hidden_states", "pooled_projections"], n)
+        taken(inputs, self.needed, self.optional, self.family)
+        own = split_named(inputs, self.packed, n)
         length = own[0]["encoder_hidden_states"].shape[1]
         for number, mine in enumerate(own):
             ids = _flat(inputs["txt_ids"])
@@ -89,16 +92,18 @@ class FluxBlocks(StreamBlocks):
         Raises:
             ValueError: an argument that the schedule does not know, that is missing, or that changes nothing.
         """
-        model, given = self.denoiser, taken(inputs, _NEEDED, _OPTIONAL, "FLUX")
+        model, given = self.denoiser, taken(inputs, self.needed, self.optional, self.family)
         _check_guidance(model, given)
         image = model.x_embedder(rows(sample))
         scaled = [timestep] + ([given["guidance"]] if "guidance" in given else [])
         time = model.time_text_embed(*(value.to(image.dtype) * 1000 for value in scaled), given["pooled_projections"])
         text = model.context_embedder(given["encoder_hidden_states"])
-        positions = model.pos_embed(cat((_flat(given["txt_ids"]), _flat(given["img_ids"]))))
         attention = self._attention(given.get("joint_attention_kwargs"))
-        extra = Constants((positions, attention), self._residuals(given, image.shape[1]))
+        extra = Constants((self._positions(given), attention), self._residuals(given, image.shape[1]))
         return Flow(on_grid(image, (sample.shape[2], sample.shape[3])), (), time, text, extra, text)
+
+    def _positions(self, given: dict[str, Any]) -> Any:
+        return self.denoiser.pos_embed(cat((_flat(given["txt_ids"]), _flat(given["img_ids"]))))
 
     def _attention(self, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
         if kwargs is None:

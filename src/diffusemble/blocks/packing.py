@@ -94,6 +94,15 @@ class PartwiseText:
         return by_expert(torch.cat([clip, rest], dim=1), (self.tokens, rest.shape[1] // n), n)
 
 
+@dataclass(frozen=True)
+class WideText:
+    """How a pipeline packs text whose tokens it counts to build a mask (Chroma): the experts side by side in width."""
+
+    def sorted(self, inputs: Mapping[str, Any], n: int) -> dict[str, Any]:
+        """``inputs`` of a denoiser with the text ``[b s n·d]`` packed expert by expert; its mask belongs to all."""
+        return {**inputs, "encoder_hidden_states": pack_text(inputs["encoder_hidden_states"].chunk(n, dim=2))}
+
+
 def split_named(inputs: Mapping[str, Any], names: Sequence[str], n: int) -> tuple[dict[str, Any], ...]:
     """One set of inputs per expert, in which the packed inputs ``names`` (where they are given) are cut.
 

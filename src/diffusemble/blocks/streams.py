@@ -30,11 +30,13 @@ class Constants:
         arguments: what every block takes after image tokens, text tokens and time.
         residuals: what a ControlNet adds after a block, ``[b l c]`` by the block's name.
         skipped: names of the blocks that leave everything as it is.
+        modulations: what the time does to all blocks, where it is computed at once (Chroma).
     """
 
     arguments: tuple[Any, ...] = ()
     residuals: Mapping[str, Tensor] | None = None
     skipped: frozenset[str] = frozenset()
+    modulations: Tensor | None = None
 
 
 class StreamBlocks:
@@ -89,12 +91,7 @@ class StreamBlocks:
         """Image and text tokens after block ``name``."""
         if name in flow.extra.skipped:
             return Feature(flow.hidden, flow.tokens)
-        (block,) = self.modules(name)
-        arguments = (rows(flow.hidden), flow.tokens, *self._more(flow))
-        if torch.is_grad_enabled() and self.denoiser.gradient_checkpointing:
-            tokens, image = self.denoiser._gradient_checkpointing_func(block, *arguments)
-        else:
-            tokens, image = block(*arguments)
+        tokens, image = self._call(name, rows(flow.hidden), flow)
         return Feature(on_grid(image, grid_of(flow.hidden)), tokens)
 
     def join(self, name: str, flow: Flow, feature: Feature) -> Flow:
@@ -109,8 +106,19 @@ class StreamBlocks:
         model = self.denoiser
         return on_grid(model.proj_out(model.norm_out(rows(flow.hidden), flow.time)), grid_of(flow.hidden))
 
-    def _more(self, flow: Flow) -> tuple[Any, ...]:
-        return (flow.time, *flow.extra.arguments)
+    # -- what architectures differ in ------------------------------------------------------------------------------
+
+    def _call(self, name: str, image: Tensor, flow: Flow) -> tuple[Tensor | None, Tensor]:
+        """Text and image tokens after one block."""
+        (block,) = self.modules(name)
+        found: tuple[Tensor | None, Tensor] = self._compute(block, image, flow.tokens, flow.time, *flow.extra.arguments)
+        return found
+
+    def _compute(self, block: nn.Module, *arguments: Any) -> Any:
+        """Call a block; with gradient checkpointing it is run again in the backward pass."""
+        if torch.is_grad_enabled() and self.denoiser.gradient_checkpointing:
+            return self.denoiser._gradient_checkpointing_func(block, *arguments)
+        return block(*arguments)
 
 
 # -- tokens and maps ---------------------------------------------------------------------------------------------------

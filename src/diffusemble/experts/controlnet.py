@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from diffusemble.blocks.packing import PartwiseText, unpack_text
+from diffusemble.blocks.packing import PartwiseText, WideText, unpack_text
 
 
-def reading_first(controlnet: Any, n: int, partwise: PartwiseText | None = None) -> Any:
+def reading_first(controlnet: Any, n: int, layout: PartwiseText | WideText | None = None) -> Any:
     """``controlnet``, reading only the first of n packed texts; the weights are shared with the one given.
 
     Pipelines hand a ControlNet the denoiser's text. It was trained on one text encoder's output, so it gets one. It
@@ -20,13 +20,13 @@ def reading_first(controlnet: Any, n: int, partwise: PartwiseText | None = None)
     Args:
         controlnet: one, or several.
         n: number of experts.
-        partwise: how the pipeline packs, if not expert by expert.
+        layout: how the pipeline packs, if not expert by expert.
     """
     if isinstance(controlnet, (list, tuple)):
-        return [reading_first(one, n, partwise) for one in controlnet]
+        return [reading_first(one, n, layout) for one in controlnet]
 
     def unpack(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, _of_first(given if partwise is None else partwise.sorted(given, n), n)
+        return args, _of_first(given if layout is None else layout.sorted(given, n), n)
 
     twin = copy.copy(controlnet)
     # The copy shares its tables with the original; a hook of its own must not appear there.

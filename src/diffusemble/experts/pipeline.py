@@ -8,20 +8,20 @@ from typing import Any
 
 from torch import nn
 
-from diffusemble.blocks.packing import PartwiseText
+from diffusemble.blocks.packing import PartwiseText, WideText
 from diffusemble.experts.controlnet import reading_first
 from diffusemble.experts.every_expert import reaching_every_expert
 from diffusemble.experts.expert import Expert
-from diffusemble.experts.text import PackedTextEncoder
+from diffusemble.experts.text import PackedTextEncoder, WideTextEncoder
 
 _ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 
 _SPARED = ("text_encoder_3", "tokenizer_3")  # SD3 without T5, which its constructor asks for all the same
 
+_WIDE = ("ChromaTransformer2DModel",)  # whose pipelines count the tokens of the prompt to build a mask
 
-def build_pipeline(
-    denoiser: Any, experts: Sequence[Expert], cls: type | None, components: Mapping[str, Any]
-) -> Any:
+
+def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, components: Mapping[str, Any]) -> Any:
     """Pipeline ``cls`` with ``denoiser``, an ensemble, where the U-Net or transformer stands, and the experts' other
     parts around it.
 
@@ -47,10 +47,10 @@ def build_pipeline(
                 f"{place}, are: {', '.join(key for key in parameters if key != place)}."
             )
     parts = {**first.components, **_text_encoders(experts), **components}
-    partwise = _partwise(parts) if "text_encoder_3" in parameters else None
-    parts[place] = denoiser.reading(partwise) if partwise else denoiser
+    layout = WideText() if _is_wide(first) else _partwise(parts) if "text_encoder_3" in parameters else None
+    parts[place] = denoiser.reading(layout) if layout else denoiser
     if parts.get("controlnet") is not None and len(experts) > 1:
-        parts["controlnet"] = reading_first(parts["controlnet"], len(experts), partwise)
+        parts["controlnet"] = reading_first(parts["controlnet"], len(experts), layout)
     if "requires_safety_checker" in parameters:
         parts["requires_safety_checker"] = parts.get("safety_checker") is not None
     for name in (*getattr(cls, "_optional_components", ()), *_SPARED):
@@ -71,12 +71,18 @@ def _text_encoders(experts: Sequence[Expert]) -> dict[str, nn.Module]:
                 f"Expert {without!r} has no {part}, but others have one. Every expert reads the prompt by itself: load "
                 f"all of them with it, or all without."
             )
-        if encoders:
+        if encoders and _is_wide(experts[0]):
+            packed[part] = WideTextEncoder(encoders)
+        elif encoders:
             tokenizer = experts[0].components[tokens]
             fixed = hasattr(encoders[0].config, "max_position_embeddings")  # CLIP; T5 takes any length
             length = tokenizer.model_max_length if fixed else None
             packed[part] = PackedTextEncoder(encoders, length, tokenizer.eos_token_id)
     return packed
+
+
+def _is_wide(expert: Expert) -> bool:
+    return type(expert.denoiser).__name__ in _WIDE
 
 
 def _partwise(parts: Mapping[str, Any]) -> PartwiseText:

@@ -58,11 +58,7 @@ class PackedTextEncoder(PackedModel):
         """Encode ``input_ids [b s]`` with every encoder; every output tensor is packed along its axis 1."""
         ids = self._shorten(input_ids)
         mask = None if attention_mask is None else attention_mask[:, : ids.shape[1]]
-        done: dict[int, Any] = {}  # an encoder shared by several experts runs once
-        for encoder in self.encoders:
-            if id(encoder) not in done:
-                done[id(encoder)] = encoder(ids, attention_mask=mask, output_hidden_states=output_hidden_states)
-        outputs = [done[id(encoder)] for encoder in self.encoders]
+        outputs = self._read(ids, attention_mask=mask, output_hidden_states=output_hidden_states)
         hidden = (
             tuple(pack_text(layers) for layers in zip(*(out.hidden_states for out in outputs), strict=True))
             if output_hidden_states
@@ -80,6 +76,13 @@ class PackedTextEncoder(PackedModel):
             pooler_output=pack_text([out.pooler_output for out in outputs]),
             hidden_states=hidden,
         )
+
+    def _read(self, ids: Tensor, **given: Any) -> list[Any]:
+        done: dict[int, Any] = {}  # an encoder shared by several experts runs once
+        for encoder in self.encoders:
+            if id(encoder) not in done:
+                done[id(encoder)] = encoder(ids, **given)
+        return [done[id(encoder)] for encoder in self.encoders]
 
     @property
     def text_model(self) -> PackedTextEncoder:
@@ -101,3 +104,19 @@ class PackedTextEncoder(PackedModel):
         complete = (short == self.end_token).any(dim=1)
         short[:, -1] = short[:, -1].where(complete, torch.full_like(short[:, -1], self.end_token))
         return short
+
+
+class WideTextEncoder(PackedTextEncoder):
+    """The same for pipelines that count tokens (``WideText``): the experts' embeddings lie side by side,
+    ``[b s n·d]``.
+    """
+
+    def __init__(self, encoders: Sequence[nn.Module]) -> None:
+        super().__init__(encoders, None, -1)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool = False
+    ) -> Any:
+        """Encode ``input_ids [b s]`` with every encoder."""
+        outputs = self._read(input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states)
+        return BaseModelOutput(last_hidden_state=torch.cat([out.last_hidden_state for out in outputs], dim=2))
