@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffusemble.experts.checksums import DENOISERS, read_index, sha256, variant_of, weight_files
+from diffusemble.experts.folder import locate
 from diffusemble.experts.formats.families import family_of_config
 from diffusemble.experts.formats.header import PICKLES, read_header
 from diffusemble.experts.inspection.files import inspect_file, prediction_of
 from diffusemble.experts.inspection.report import Part, Report, joined, part_of
-from diffusemble.experts.sources import INDEX
+from diffusemble.experts.sources import INDEX, parse_source
 
 _ENSEMBLE, _AGGREGATOR, _MERGED = "ensemble.json", "aggregator.safetensors", "merge.json"
 _MODELS = (".safetensors", ".gguf", *PICKLES)
@@ -22,12 +24,15 @@ def inspect(path: str | Path, hashed: bool = True) -> Iterator[Report]:
     """What a file or folder is: one report, or one for each model in a folder that is none itself.
 
     Args:
-        path: a file or folder; one that is missing or wrong is a report with a problem.
+        path: a file, folder, or ``"zoo:<name>"``; one that is missing or wrong is a report with a problem.
         hashed: whether to read files whole for their SHA-256.
     """
     place = Path(path).expanduser()
     try:
-        if place.is_file():
+        if str(path).startswith("zoo:"):
+            for source in parse_source(str(path)):
+                yield from (replace(one, path=str(source)) for one in inspect(locate(source)[0], hashed))
+        elif place.is_file():
             yield inspect_file(place, hashed)
         elif not place.is_dir():
             yield Report(
