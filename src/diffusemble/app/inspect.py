@@ -47,6 +47,8 @@ def _shown(report: Report) -> RenderableType:
     from rich.text import Text
 
     rows = Table.grid(padding=(0, 2))
+    rows.add_column()
+    rows.add_column(overflow="fold")
     for name, text in _rows(report):
         rows.add_row(Text(name, style="dim"), Text(text, style="yellow" if name == "problem" else ""))
     return Group(Text(report.path, style="bold"), rows, "")

@@ -141,13 +141,13 @@ def _notes(header: Header, contents: Contents) -> dict[str, str]:
 
 def _channels(header: Header) -> str:
     """What a U-Net reads beside its latents."""
-    for key in header.forms:
-        if key.endswith(("diffusion_model.input_blocks.0.0.weight",)) or key in (
-            "conv_in.weight",
-            "unet.conv_in.weight",
-        ):
-            count = header.shape(key)[1]
-            return {9: "9 channels: an inpainting model", 8: "8 channels: edits by instruction"}.get(count, "")
+    for start in PREFIXES:
+        for first, last in (("input_blocks.0.0.weight", "out.2.weight"), ("conv_in.weight", "conv_out.weight")):
+            reads, gives = header.shape(start + first), header.shape(start + last)
+            if len(reads) == 4 and len(gives) == 4:
+                more = reads[1] - gives[0]
+                kinds = {gives[0] + 1: "an inpainting model", gives[0]: "edits pictures by instruction"}
+                return f"{reads[1]} channels: {kinds[more]}" if more in kinds else ""
     return ""
 
 
