@@ -10,8 +10,10 @@ import torch
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.embeddings import IPAdapterTimeImageProjection
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import Tensor
 
+from diffusemble.blocks.base import run_through
+from diffusemble.ensemble import blocks_of
 from law_families import flux_arguments, sd3_arguments
 from tiny import randomised
 from tiny_dit import T5_WIDTH, tiny_chroma, tiny_flux, tiny_sd3
@@ -210,11 +212,8 @@ GIVEN: Mapping[str, Case] = {
 CASES: Mapping[str, Case] = {**PLAIN, **GIVEN}
 
 
-def is_flux(model: nn.Module) -> bool:
-    """Whether this is a FLUX transformer."""
-    return hasattr(model, "single_transformer_blocks")
-
-
-def noise(*shape: int) -> Tensor:
-    """Seeded noise."""
-    return randn(*shape, seed=77)
+def ours_for(model: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """What a transformer predicts, block by block."""
+    blocks = blocks_of(model)
+    call = blocks.read(arguments)
+    return blocks.write(run_through(blocks, call.sample, call.timestep, call.inputs)).sample

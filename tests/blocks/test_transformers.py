@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,15 +20,17 @@ from diffusemble.blocks.flux import FluxBlocks
 from diffusemble.blocks.sd3 import SD3Blocks
 from diffusemble.blocks.streams import on_grid, rows
 from diffusemble.ensemble import blocks_of
-from tiny_dit import tiny_chroma, tiny_flux, tiny_sd3
-from transformer_cases import ARCHITECTURES, CASES, CONTROL, GIVEN, Case, load_lora, residuals, sd30, skipped, strength
+from tiny_dit import tiny_chroma, tiny_flux
+from transformer_cases import (
+    ARCHITECTURES,
+    CASES,
+    GIVEN,
+    Case,
+    load_lora,
+    ours_for,
+    strength,
+)
 from unet_inputs import BATCH, randn
-
-
-def ours_for(model: Any, arguments: Mapping[str, Any]) -> Tensor:
-    blocks = blocks_of(model)
-    call = blocks.read(arguments)
-    return blocks.write(run_through(blocks, call.sample, call.timestep, call.inputs)).sample
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -182,89 +184,6 @@ def test_a_map_is_a_view_of_its_tokens():
     assert hidden.shape == (2, 24, 5, 7)
     assert torch.equal(hidden[1, :, 2, 3], tokens[1, 2 * 7 + 3])
     assert rows(hidden).data_ptr() == hidden.data_ptr() == tokens.data_ptr()
-
-
-def _changed(name: str, change: Callable[[Tensor], Any]) -> Callable[[dict[str, Any]], None]:
-    def apply(arguments: dict[str, Any]) -> None:
-        arguments[name] = change(arguments[name])
-
-    return apply
-
-
-def _with(**given: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda arguments: arguments.update(given)
-
-
-def kontext(ids: Tensor) -> Tensor:
-    """Positions of a picture and, in the last row, of another."""
-    ids = ids.clone()
-    ids[-7:, 0] = 1
-    return ids
-
-
-GRID = "img_ids is not the grid of one picture, row by row, .* [(]FLUX Kontext[)] are not supported"
-REFUSED: Mapping[str, tuple[Callable[[], Any], Callable[[dict[str, Any]], None], str]] = {
-    "flux, no positions": (tiny_flux, _with(img_ids=None), r"FLUX needs img_ids, the place \[l 3\]"),
-    "flux, few positions": (tiny_flux, _changed("img_ids", lambda ids: ids[1:]), "img_ids has 34 rows, but .* 35 tok"),
-    "flux, half a grid": (tiny_flux, _changed("img_ids", lambda ids: ids.flip(0)[torch.randperm(35)]), GRID),
-    "flux, columns first": (tiny_flux, _changed("img_ids", lambda ids: ids[:, [0, 2, 1]]), GRID),
-    "flux, two pictures": (tiny_flux, _changed("img_ids", kontext), GRID),
-    "flux, no text": (tiny_flux, _with(encoder_hidden_states=None), "FLUX needs encoder_hidden_states"),
-    "flux, no pooled text": (tiny_flux, _with(pooled_projections=None), "FLUX needs pooled_projections"),
-    "flux, no guidance": (tiny_flux, _with(guidance=None), r"has a guidance embedding: pass guidance \[b\]"),
-    "schnell, guidance": (
-        ARCHITECTURES["schnell"],
-        _with(guidance=torch.ones(2)),
-        "guidance was given, but .* no guidance embedding",
-    ),
-    "flux, many residuals": (
-        tiny_flux,
-        lambda arguments: arguments.update(residuals("controlnet_block_samples", 3)(tiny_flux(), 35)),
-        "controlnet_block_samples has 3 tensors, but this transformer has 2 blocks",
-    ),
-    "flux, long residuals": (
-        tiny_flux,
-        lambda arguments: arguments.update(residuals("controlnet_single_block_samples", 1)(tiny_flux(), 36)),
-        r"controlnet_single_block_samples has a tensor of shape \(2, 36, 24\), but the image has 35 tokens",
-    ),
-    "flux, image prompt": (
-        tiny_flux,
-        _with(joint_attention_kwargs={"ip_adapter_image_embeds": [randn(2, 1, 12)]}),
-        "was given, but this FLUX transformer has no IP-Adapter. Load one first",
-    ),
-    "flux, unknown": (
-        tiny_flux,
-        _with(joint_attention_kwargs={"regions": 1}),
-        r"joint_attention_kwargs\['regions'\] was given, but no attention of this transformer reads it",
-    ),
-    "sd3, no text": (tiny_sd3, _with(encoder_hidden_states=None), "SD3 needs encoder_hidden_states"),
-    "sd3, no residuals": (sd30, _with(**{CONTROL: []}), f"{CONTROL} has 0 tensors, .* give 1 to 4"),
-    "sd3, skipped block": (
-        sd30,
-        lambda arguments: arguments.update(skipped(4)(None, 0)),
-        "skip_layers names block 4, but this SD3 transformer has the blocks 0 to 3",
-    ),
-    "sd3, image prompt": (
-        tiny_sd3,
-        _with(joint_attention_kwargs={"ip_adapter_image_embeds": randn(2, 6, 12)}),
-        "this SD3 transformer has no IP-Adapter",
-    ),
-    "sd3, unknown": (
-        tiny_sd3,
-        _with(joint_attention_kwargs={"regions": 1}),
-        r"joint_attention_kwargs\['regions'\] was given",
-    ),
-    "sd3, other argument": (tiny_sd3, _with(img_ids=torch.ones(3)), "does not support the argument 'img_ids'. Leave"),
-}
-
-
-@pytest.mark.parametrize(("build", "change", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_would_be_ignored_or_break_is_refused_by_name(build: Any, change: Any, message: str):
-    model = build()
-    arguments = Case(build).arguments(model)
-    change(arguments)
-    with pytest.raises(ValueError, match=message):
-        ours_for(model, arguments)
 
 
 def test_chromas_mask_is_everybodys_or_everyones_own():

@@ -1,0 +1,49 @@
+"""LoRAs in pipelines around ensembles of FLUX, Chroma and SD3 models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diffusemble import EnsembleDenoiser
+from diffusemble.experts.expert import Expert
+from tiny import as_expert
+from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline
+from unet_inputs import randn
+
+
+def draw(pipeline: Any) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"height": 16, "width": 24, "num_inference_steps": 2, "max_sequence_length": 12, "output_type": "np"}
+    return pipeline("a red fox", generator=torch.Generator().manual_seed(11), **settings).images
+
+
+def lora(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A LoRA of rank 3 on queries and values, as published ones are laid out."""
+    layers = {name: one for name, one in model.named_modules() if name.endswith(("attn.to_q", "attn.to_v"))}
+    down = {f"transformer.{name}.lora_A.weight": randn(3, one.in_features, seed=1) for name, one in layers.items()}
+    up = {f"transformer.{name}.lora_B.weight": randn(one.out_features, 3, seed=2) for name, one in layers.items()}
+    return {**down, **up}
+
+
+@pytest.mark.parametrize("build", [tiny_flux_pipeline, tiny_chroma_pipeline, tiny_sd3_pipeline])
+def test_a_lora_reaches_every_expert(build: Callable[[], Any]) -> None:
+    whole, twin = as_expert(build(), "one"), as_expert(build(), "two")
+    stock = build()
+    weights, plain = lora(stock.transformer), draw(stock)
+    other = Expert("two", copy.deepcopy(twin.denoiser), twin.components, twin.pipeline_class)
+    together = EnsembleDenoiser([whole, other]).pipeline()
+    for pipeline in (stock, together):
+        pipeline.load_lora_weights(dict(weights), adapter_name="ink")
+        pipeline.set_adapters("ink", 0.7)
+    expected = draw(stock)
+    assert np.abs(expected - plain).max() > 0.01
+    np.testing.assert_array_equal(draw(together), expected)  # halves add up without rounding
+    together.unload_lora_weights()
+    np.testing.assert_array_equal(draw(together), plain)
