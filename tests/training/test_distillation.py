@@ -23,7 +23,7 @@ from diffusemble.training.run import Progress, place
 from diffusemble.training.schedule import diffusion_of
 from tiny import randomised
 from training.small import small_config, small_experts
-from training.test_train import losses, stop_at
+from training.small import same_log, stop_at
 
 
 def distill_config(data: Path, output: Path, **changes: Any) -> DistillConfig:
@@ -175,7 +175,7 @@ def test_a_distillation_that_was_stopped_goes_on_bit_for_bit(pictures: Path, tmp
             with pytest.raises(KeyboardInterrupt):
                 distill(config, small_ensemble(), stop_at(5))
         distill(config, small_ensemble())
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert same_log(tmp_path / "stopped") == same_log(tmp_path / "whole")
     for file in ["aggregator.safetensors", *(["lora-0.safetensors", "lora-1.safetensors"] if lora else [])]:
         one, other = (load_file(tmp_path / name / file) for name in ("stopped", "whole"))
         assert all(torch.equal(one[name], other[name]) for name in other)
