@@ -136,6 +136,17 @@ class OutputEnsembleDenoiser(EnsembleDenoiser):
             "distillation and block weights are for experts of one architecture. Use level: block (EnsembleDenoiser)."
         )
 
+    def load_lora_adapter(self, weights: Any, *args: Any, adapter_name: str | None = None, **options: Any) -> NoReturn:
+        """Refused: a LoRA fits one architecture.
+
+        Raises:
+            ValueError: always; names the way that works.
+        """
+        raise ValueError(
+            "A LoRA is made for one architecture, but the experts of an ensemble at output level need not share one. "
+            'Add it to the experts it fits when you load them: load_experts(["a.safetensors+style.safetensors:0.7"]).'
+        )
+
     def reading(self, text: Any) -> OutputEnsembleDenoiser:
         """Itself: the text of all experts comes in one packing, whatever the architecture of the first one."""
         return self

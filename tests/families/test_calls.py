@@ -1,0 +1,111 @@
+"""What an expert is told in the pipeline of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
+from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_text2img import (
+    LatentConsistencyModelPipeline,
+)
+
+from diffusemble import OutputEnsembleDenoiser
+from diffusemble.experts.expert import Expert
+from tests.families.parts import ATOL, draw, stable, tiny_pixart_pipeline, wider
+from tiny import as_expert, tiny_pipeline, tiny_scheduler, tiny_sdxl_pipeline, tiny_unet
+from tiny_dit import tiny_flux, tiny_flux_pipeline
+
+
+def told(experts: list[Expert], **options: Any) -> Mapping[str, Any]:
+    """The last arguments of the second expert's denoiser when the ensemble draws."""
+    seen: list[Mapping[str, Any]] = []
+    handle = experts[1].denoiser.register_forward_pre_hook(lambda _, args, given: seen.append(given), with_kwargs=True)
+    draw(OutputEnsembleDenoiser(experts).eval().pipeline(), **options)
+    handle.remove()
+    return seen[-1]
+
+
+def xl() -> Expert:
+    return as_expert(tiny_sdxl_pipeline(2), "xl")
+
+
+def test_sdxl_is_told_the_size_of_the_picture() -> None:
+    given = told([stable(), xl()], num_images_per_prompt=2)
+    assert given["added_cond_kwargs"]["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 4
+    assert given["added_cond_kwargs"]["text_embeds"].shape == (4, 32)
+
+
+def test_sdxl_is_told_what_sdxls_pipeline_is_told() -> None:
+    given = told([xl(), as_expert(tiny_sdxl_pipeline(3), "another")], original_size=(64, 48))
+    assert given["added_cond_kwargs"]["time_ids"].tolist() == [[64, 48, 0, 0, 16, 16]] * 2
+
+
+def test_large_pixarts_are_told_the_size_of_the_picture() -> None:
+    pixart = as_expert(tiny_pixart_pipeline(sample_size=128, interpolation_scale=2), "pixart")
+    assert pixart.denoiser.use_additional_conditions
+    given = told([stable(), pixart], height=16, width=32)["added_cond_kwargs"]
+    assert given["resolution"].tolist() == [[16, 32]] * 2
+    assert given["aspect_ratio"].tolist() == [[0.5]] * 2
+
+
+def test_a_consistency_model_is_told_guidance_one() -> None:
+    pipeline = tiny_pipeline(3, unet=tiny_unet(3, time_cond_proj_dim=8))
+    given = told([stable(), as_expert(pipeline, "lcm")])
+    one = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.zeros(2), embedding_dim=8)
+    assert torch.equal(given["timestep_cond"], one)
+
+
+@pytest.mark.parametrize(("first", "scale"), [("guided", 2.5), ("unguided", 3.5)])
+def test_a_guided_flux_is_told_the_pipelines_scale_or_the_usual_one(first: str, scale: float) -> None:
+    guided, other = (as_expert(tiny_flux_pipeline(seed), f"dev {seed}") for seed in (0, 1))
+    plain = as_expert(tiny_flux_pipeline(5, transformer=tiny_flux(5, guidance_embeds=False)), "schnell")
+    given = told([guided if first == "guided" else plain, other], guidance_scale=2.5, negative_prompt=None)
+    assert given["guidance"].tolist() == [scale]
+
+
+def test_each_is_told_the_time_of_its_own_schedule() -> None:
+    twice = tiny_scheduler(num_train_timesteps=500, beta_start=0.0017, beta_end=0.024)
+    other = wider()
+    given = told([stable(), replace(other, components={**other.components, "scheduler": twice})])
+    assert given["timestep"].dtype == torch.float32
+    assert float(given["timestep"][0]) == pytest.approx(0.5, abs=0.6)  # the last step is at timestep 1 of 1000
+
+
+def test_a_schedule_that_starts_without_a_picture_is_drawn_with_experts_that_cannot() -> None:
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    first = as_expert(tiny_pipeline(scheduler=tiny_scheduler(prediction_type="v_prediction", **zero)), "zero")
+    pipeline = OutputEnsembleDenoiser([first, stable("noise", 4), wider()]).eval().pipeline()
+    assert int(pipeline.scheduler.config.num_train_timesteps) == 1000
+    assert np.isfinite(draw(pipeline)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"), [("sd", StableDiffusionImg2ImgPipeline), ("xl", StableDiffusionXLImg2ImgPipeline)]
+)
+def test_pictures_are_redrawn(name: str, cls: type) -> None:
+    """Image to image, through the unmodified pipeline; copies in other company draw the same."""
+    one = stable() if name == "sd" else xl()
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    options = {"image": picture, "strength": 0.7, "num_inference_steps": 4}
+    together = OutputEnsembleDenoiser([one, replace(one, name="copy")]).eval().pipeline(cls)
+    stock = cls.from_pipe(OutputEnsembleDenoiser([one]).families[0].pipeline)
+    found, expected = (redraw(pipeline, options) for pipeline in (together, stock))
+    np.testing.assert_allclose(found, expected, atol=ATOL)
+    mixed = OutputEnsembleDenoiser([one, wider()]).eval().pipeline(cls)
+    assert np.abs(redraw(mixed, options) - found).max() > 1e-3
+
+
+def redraw(pipeline: Any, options: Mapping[str, Any]) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(11)
+    return pipeline("a red fox", guidance_scale=4.0, generator=generator, output_type="np", **options).images
+
+
+def test_a_lora_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"A LoRA is made for one architecture.*when you load them"):
+        OutputEnsembleDenoiser([stable(), wider()]).load_lora_adapter({})
