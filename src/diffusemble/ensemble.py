@@ -152,8 +152,8 @@ class EnsembleDenoiser(Switches):
         """Where pipelines name a call for block caches, which an ensemble does not have."""
         return nullcontext()
 
-    def reading(self, text: PartwiseText | WideText) -> EnsembleDenoiser:
-        """The same ensemble, modules and all, for a pipeline that packs its text like this."""
+    def reading(self, text: PartwiseText | WideText | None) -> EnsembleDenoiser:
+        """The same ensemble, modules and all, for a pipeline that packs its text like this; None: expert by expert."""
         twin = copy.copy(self)
         twin.__dict__.pop("forward", None)  # where training has put another one around it, that of the original
         twin._layout = text if len(self.blocks) > 1 else None

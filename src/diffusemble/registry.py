@@ -52,6 +52,7 @@ FEEDS: Mapping[str, Entry] = {
     "UNet2DConditionModel": Entry("diffusemble.training.feeds.unet:UNetFeed", "SD 1.x, SD 2.x, SDXL"),
     "SD3Transformer2DModel": Entry("diffusemble.training.feeds.sd3:SD3Feed", "SD 3, SD 3.5"),
     "FluxTransformer2DModel": Entry("diffusemble.training.feeds.flux:FluxFeed", "FLUX.1"),
+    "ChromaTransformer2DModel": Entry("diffusemble.training.feeds.chroma:ChromaFeed", "Chroma"),
 }
 
 FAMILIES: Mapping[str, Entry] = {

@@ -18,7 +18,7 @@ from diffusemble.training.train import train
 from ldm import REFINER, SD2, SDXL, save_ldm
 from original import original
 from tiny import as_expert, tiny_pipeline, tiny_refiner, tiny_scheduler, tiny_sdxl_pipeline, tiny_unet
-from tiny_dit import tiny_flux_pipeline, tiny_sd3_pipeline
+from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline
 from training.small import UNET
 
 PIPELINES: Mapping[str, Callable[[int], Any]] = {
@@ -31,6 +31,7 @@ PIPELINES: Mapping[str, Callable[[int], Any]] = {
     "sdxl": tiny_sdxl_pipeline,
     "refiner": tiny_refiner,
     "flux": tiny_flux_pipeline,
+    "chroma": tiny_chroma_pipeline,
     "sd3": tiny_sd3_pipeline,
     "sd3-without-t5": lambda seed: tiny_sd3_pipeline(seed, text_encoder_3=None, tokenizer_3=None),
 }

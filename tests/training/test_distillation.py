@@ -13,7 +13,7 @@ from diffusemble.drawing import build_scheduler
 from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.adapters import add_adapters
 from diffusemble.experts.load import load_experts
-from diffusemble.training.config import DistillConfig
+from diffusemble.training.config import DistillConfig, RunConfig
 from diffusemble.training.consistency import consistent, guided, huber_distance, jump_on_grid, solver_step
 from diffusemble.training.corpus import encode_corpus
 from diffusemble.training.distillation import consistency_objective, distill
@@ -22,12 +22,11 @@ from diffusemble.training.objective import Diffusion, add_noise
 from diffusemble.training.run import Progress, place
 from diffusemble.training.schedule import diffusion_of
 from tiny import randomised
-from training.small import small_config, small_experts
-from training.small import same_log, stop_at
+from training.small import same_log, small_config, small_experts, stop_at
 
 
 def distill_config(data: Path, output: Path, **changes: Any) -> DistillConfig:
-    settings = small_config(data, output).model_dump(exclude={"experts", "base", "aggregator", "objective"})
+    settings = small_config(data, output).model_dump(include=set(RunConfig.model_fields))
     own = {"ensemble": "made in code", "guidance": 2.0, "grid": 10, "ema": 0.5, "drop_prompt": 0.0}
     return DistillConfig.model_validate({**settings, **own, **changes})
 

@@ -15,7 +15,7 @@ from diffusemble.experts.expert import Expert
 from diffusemble.training.config import DataConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
 from tiny import as_expert, tiny_pipeline, tiny_refiner, tiny_sdxl_pipeline, tiny_unet, tiny_vae
-from tiny_dit import tiny_flow_vae, tiny_flux, tiny_flux_pipeline, tiny_sd3_pipeline
+from tiny_dit import tiny_chroma_pipeline, tiny_flow_vae, tiny_flux, tiny_flux_pipeline, tiny_sd3_pipeline
 from training.small import UNET, small_config, write_pictures
 
 
@@ -160,6 +160,22 @@ def test_guidance_distilled_flux_is_trained_at_guidance_one(pictures: Path, tmp_
     assert not torch.equal(inputs["pooled_projections"][0], inputs["pooled_projections"][1])
 
 
+def test_chroma_is_told_what_its_pipeline_tells(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", sides=[(16, 16)])
+    pipeline = tiny_chroma_pipeline()
+    heard = listen(pipeline.transformer)
+    arguments = {"height": 16, "width": 16, "num_inference_steps": 1, "max_sequence_length": 24}
+    pipeline("picture 0", guidance_scale=1.0, output_type="latent", **arguments)
+    drawn = dict(heard)
+    corpus = encode([as_expert(pipeline)], tmp_path / "pictures", tmp_path, text_tokens=24)
+    noisy = pipeline._unpack_latents(drawn["hidden_states"], 16, 16, 2)
+    inputs = corpus.inputs(torch.tensor([0]), torch.tensor([False]))
+    said = corpus.feed.predict(pipeline.transformer, noisy, 1000 * drawn["timestep"], inputs)
+    for name in ("hidden_states", "encoder_hidden_states", "attention_mask", "img_ids", "txt_ids", "timestep"):
+        assert torch.allclose(heard[name], drawn[name].to(heard[name]), atol=1e-5), name
+    assert torch.allclose(pipeline._pack_latents(said, 1, 4, 8, 8), drawn["said"], atol=1e-5)
+
+
 @pytest.mark.parametrize("t5", [True, False])
 def test_sd3_is_told_what_its_pipeline_tells(tmp_path: Path, t5: bool) -> None:
     write_pictures(tmp_path / "pictures", sides=[(16, 16)])
@@ -178,14 +194,14 @@ def test_sd3_is_told_what_its_pipeline_tells(tmp_path: Path, t5: bool) -> None:
     assert corpus.feed.image_tokens(8, 8) == 16
 
 
-@pytest.mark.parametrize("make", [tiny_flux_pipeline, tiny_sd3_pipeline])
+@pytest.mark.parametrize("make", [tiny_flux_pipeline, tiny_sd3_pipeline, tiny_chroma_pipeline])
 def test_every_flow_expert_reads_with_its_own_encoders(pictures: Path, tmp_path: Path, make: Any) -> None:
     pipelines = [make(seed) for seed in range(2)]
     both = [as_expert(pipeline, f"expert {seed}") for seed, pipeline in enumerate(pipelines)]
     rows, dropped = torch.tensor([3, 4]), torch.tensor([False, True])
     packed = encode(both, pictures, tmp_path).inputs(rows, dropped)
     alone = [encode([expert], pictures, tmp_path).inputs(rows, dropped) for expert in both]
-    for name in ("encoder_hidden_states", "pooled_projections"):
+    for name in packed.keys() & {"encoder_hidden_states", "pooled_projections"}:
         expected = torch.cat([one[name] for one in alone], dim=1)
         assert torch.allclose(packed[name], expected, atol=1e-5), name
         assert not torch.allclose(alone[0][name], alone[1][name], atol=1e-2), name

@@ -16,7 +16,7 @@ from diffusemble.evaluation.heldout import in_terms
 from diffusemble.evaluation.pictures import generator_of
 from diffusemble.experts.expert import Expert
 from diffusemble.merging.methods import weighted_average
-from diffusemble.training.feeds.base import denoiser_of, feed_of, joined, whole_pictures
+from diffusemble.training.feeds.base import fed_denoiser, feed_of, joined, whole_pictures
 from diffusemble.training.objective import Diffusion, to_device
 from diffusemble.training.schedule import process_of
 
@@ -54,7 +54,7 @@ class System:
 
         ``times [b]`` are points of the schedule, counted from 0.
         """
-        feed, diffusion, denoiser = feed_of(self.pipeline), self.diffusion.to(noisy.device), denoiser_of(self.pipeline)
+        feed, diffusion, denoiser = feed_of(self.pipeline), self.diffusion.to(noisy.device), fed_denoiser(self.pipeline)
 
         def ask(texts: Sequence[str], empty: bool) -> dict[str, Any]:
             text = {name: part.to(noisy.device) for name, part in feed.encode(self.pipeline, texts, empty).items()}

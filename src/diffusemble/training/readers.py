@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from diffusemble.experts.expert import Expert
 
+COMMON = ("attention_mask",)
+"""What is not packed: one for all experts, because they tokenize alike."""
+
 
 @dataclass(frozen=True)
 class Readers:
@@ -38,15 +41,14 @@ class Readers:
     def once(self, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every different text once, of text packed along axis 1 for all experts."""
         first = [self.order.index(number) for number in range(max(self.order) + 1)]
-        return {name: _pick(text, len(self.order), first) for name, text in packed.items()}
+        return {name: self._pick(name, text, len(self.order), first) for name, text in packed.items()}
 
     def each(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Undo ``once``."""
-        return {name: _pick(text, max(self.order) + 1, self.order) for name, text in kept.items()}
+        return {name: self._pick(name, text, max(self.order) + 1, self.order) for name, text in kept.items()}
 
-
-def _pick(text: Tensor, parts: int, chosen: Sequence[int]) -> Tensor:
-    if list(chosen) == list(range(parts)):
-        return text
-    cut = text.chunk(parts, dim=1)
-    return torch.cat([cut[number] for number in chosen], dim=1)
+    def _pick(self, name: str, text: Tensor, parts: int, chosen: Sequence[int]) -> Tensor:
+        if list(chosen) == list(range(parts)) or name in COMMON:
+            return text
+        cut = text.chunk(parts, dim=1)
+        return torch.cat([cut[number] for number in chosen], dim=1)

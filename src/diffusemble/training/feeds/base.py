@@ -112,6 +112,12 @@ def denoiser_of(pipeline: Any) -> Any:
     return pipeline.unet if getattr(pipeline, "unet", None) is not None else pipeline.transformer
 
 
+def fed_denoiser(pipeline: Any) -> Any:
+    """The denoiser of a pipeline, reading text as feeds encode it: expert by expert, whatever the pipeline packs."""
+    denoiser = denoiser_of(pipeline)
+    return denoiser.reading(None) if hasattr(denoiser, "reading") else denoiser
+
+
 @torch.no_grad()
 def encode_halves(pipeline: Any, names: Sequence[str], empty: bool, **arguments: Any) -> dict[str, Tensor]:
     """Text of pipelines that encode prompt and negative prompt together: by ``names``, each a pair of the two."""

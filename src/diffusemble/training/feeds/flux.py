@@ -28,8 +28,8 @@ class FluxFeed:
     """
 
     def __init__(self, pipeline: Any, denoiser: Any, choices: Choices) -> None:
-        refuse_choices(choices, guidance=denoiser.config.guidance_embeds, text_tokens=True)
-        self._told = denoiser.config.guidance_embeds
+        self._told = bool(denoiser.config.get("guidance_embeds"))
+        refuse_choices(choices, guidance=self._told, text_tokens=True)
         self._guidance = 1.0 if choices.guidance is None else choices.guidance
         self._length = {} if choices.text_tokens is None else {"max_sequence_length": choices.text_tokens}
         self.text_settings = f"tokens {choices.text_tokens}"
