@@ -56,7 +56,9 @@ class LiveBytes(TorchDispatchMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attention as fused kernels do it: no map of queries and keys is kept. The meta device has no such kernel."""
+    """Attention as fused kernels do it: no map of queries and keys is kept, also not for gradients. The meta device has
+    no such kernel.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -65,12 +67,23 @@ class FusedAttention(TorchFunctionMode):
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
-        query, value = given["query"], given["value"]
-        return query.new_empty(*query.shape[:-1], value.shape[-1])
+        return _Attention.apply(given["query"], given["key"], given["value"])
 
 
-def peak_bytes(call: Callable[[], Any]) -> int:
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+def peak_bytes(call: Callable[[], Any], gradients: bool = False) -> int:
     """Most bytes of tensors that are alive at once during ``call``, which must run on the meta device."""
-    with torch.no_grad(), FusedAttention(), LiveBytes() as live:
+    with torch.set_grad_enabled(gradients), FusedAttention(), LiveBytes() as live:
         call()
     return live.peak

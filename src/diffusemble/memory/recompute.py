@@ -1,0 +1,115 @@
+"""Training in little memory: an expert's block keeps nothing for the backward pass and runs again there.
+
+What stays is what passes from block to block, which all experts share, and what the aggregator keeps for itself.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from diffusemble.blocks.base import Blocks, Feature, Flow
+from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.memory.staging import StagedBlocks
+
+
+def recompute_blocks(ensemble: EnsembleDenoiser) -> None:
+    """Let every block of every frozen expert run again in the backward pass. Gradients stay what they are, but for the
+    order in which they are added up.
+
+    Works on an ensemble that a memory plan has placed, too: then weights come for both passes. Blocks with weights
+    that learn (adapters) are left alone.
+    """
+    if not all(isinstance(blocks, RecomputedBlocks) for blocks in ensemble.blocks):
+        ensemble.blocks = tuple(cast(Blocks, RecomputedBlocks(blocks)) for blocks in ensemble.blocks)
+
+
+class RecomputedBlocks:
+    """A block schedule that keeps only the state before each block."""
+
+    def __init__(self, inner: Blocks) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":
+            raise AttributeError(name)  # while it is being unpickled
+        return getattr(self.inner, name)
+
+    def run(self, name: str, flow: Flow) -> Feature:
+        """Output of block ``name`` on ``flow``."""
+        tensors = (flow.hidden, *([] if flow.tokens is None else [flow.tokens]), *flow.skips)
+        learns = any(weight.requires_grad for part in self.inner.modules(name) for weight in part.parameters())
+        if learns or not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
+            return self.inner.run(name, flow)
+        image, tokens = _Again.apply(_Block(self.inner, name, flow, _autocast(flow.hidden)), *tensors)
+        return Feature(image, tokens)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One run of a block: where, which, on what (but for the tensors that may want gradients), in which precision."""
+
+    blocks: Blocks
+    name: str
+    flow: Flow
+    precision: AbstractContextManager[Any]
+
+    def run(self, tensors: tuple[Tensor, ...], raw: bool) -> tuple[Tensor, Tensor | None]:
+        hidden, *rest = tensors
+        tokens = None if self.flow.tokens is None else rest.pop(0)
+        flow = replace(self.flow, hidden=hidden, tokens=tokens, skips=tuple(rest))
+        staged = isinstance(self.blocks, StagedBlocks) and raw
+        feature = (self.blocks.inner if staged else self.blocks).run(self.name, flow)  # type: ignore[attr-defined]
+        return feature.map, feature.tokens
+
+    def there(self) -> AbstractContextManager[None]:
+        """The weights, for longer than one run."""
+        return self.blocks.there(self.name) if isinstance(self.blocks, StagedBlocks) else nullcontext()
+
+
+class _Again(torch.autograd.Function):
+    """Runs a block without keeping anything but its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, block: _Block, *tensors: Tensor) -> tuple[Tensor, Tensor | None]:
+        ctx.block = block
+        ctx.save_for_backward(*tensors)
+        return block.run(tensors, raw=False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        block: _Block = ctx.block
+        inputs = tuple(tensor.detach().requires_grad_(tensor.requires_grad) for tensor in ctx.saved_tensors)
+        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        # The weights must stay until the gradients are there: what autograd keeps are views on them.
+        with block.there():
+            with torch.enable_grad(), block.precision:
+                outputs = block.run(inputs, raw=True)
+            pairs = [
+                (output, gradient)
+                for output, gradient in zip(outputs, gradients, strict=True)
+                if output is not None and output.requires_grad and gradient is not None
+            ]
+            found = iter(
+                torch.autograd.grad(
+                    [output for output, _ in pairs], wanted, [gradient for _, gradient in pairs], allow_unused=True
+                )
+            )
+        return (None, *(next(found) if tensor.requires_grad else None for tensor in inputs))
+
+
+def _autocast(like: Tensor) -> AbstractContextManager[Any]:
+    """The precision in force now, for later."""
+    kind = like.device.type
+    if kind == "meta":
+        return nullcontext()
+    return torch.autocast(
+        kind,
+        dtype=torch.get_autocast_dtype(kind),
+        enabled=torch.is_autocast_enabled(kind),
+        cache_enabled=torch.is_autocast_cache_enabled(),
+    )

@@ -1,0 +1,107 @@
+"""Blocks that run again give the gradients of blocks that keep everything, but for the order of sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from diffusemble import EnsembleDenoiser
+from diffusemble.memory.place import Placement
+from diffusemble.memory.recompute import recompute_blocks
+from memory_cases import a_call, a_plan, an_ensemble
+
+
+def gradients(ensemble: EnsembleDenoiser, call: Mapping[str, Any]) -> list[Tensor]:
+    """Of a loss, for every weight of the aggregator."""
+    ensemble.zero_grad()
+    ensemble(**call).sample.square().mean().backward()
+    return [weight.grad.clone() for weight in ensemble.aggregator.parameters() if weight.grad is not None]
+
+
+@pytest.mark.parametrize("resident", [None, 0, 1])
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_gradients_are_the_same(family: str, resident: int | None) -> None:
+    ensemble = an_ensemble(family, n=2)
+    call = a_call(ensemble)
+    expected = gradients(ensemble, call)
+    assert any(gradient.abs().sum() > 0 for gradient in expected)
+    if resident is None:
+        recompute_blocks(ensemble)
+        found = gradients(ensemble, call)
+    else:
+        with Placement(ensemble, a_plan(ensemble, resident=resident), "cpu"):
+            recompute_blocks(ensemble)
+            found = gradients(ensemble, call)
+    assert close(found, expected, 1e-4)
+
+
+def close(found: list[Tensor], expected: list[Tensor], error: float) -> bool:
+    """Whether gradients differ by no more than the order of a sum makes: a block's are added up by themselves first."""
+    one, other = (torch.cat([gradient.flatten() for gradient in side]) for side in (found, expected))
+    return bool((one - other).norm() <= error * other.norm())
+
+
+def test_mixed_precision_is_kept_for_the_second_run() -> None:
+    ensemble = an_ensemble("sd", n=2)
+    call = a_call(ensemble)
+
+    def narrow() -> list[Tensor]:
+        ensemble.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = ensemble(**call).sample.float().square().mean()
+        loss.backward()
+        return [weight.grad.clone() for weight in ensemble.aggregator.parameters() if weight.grad is not None]
+
+    expected = narrow()
+    recompute_blocks(ensemble)
+    assert close(narrow(), expected, 0.05)
+
+
+def test_experts_keep_next_to_nothing() -> None:
+    ensemble = an_ensemble("sd", n=2)
+    ensemble.aggregator.gradient_checkpointing = True
+    call = a_call(ensemble, side=16)
+    weights = {weight.untyped_storage().data_ptr() for weight in ensemble.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    totals = []
+    for _ in range(2):
+        kept.clear()
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            result = ensemble(**call).sample  # holds what is kept, so that no memory is counted twice
+        totals.append(sum(kept.values()))
+        recompute_blocks(ensemble)
+    assert result.requires_grad
+    assert totals[1] < 0.3 * totals[0]
+
+
+def test_blocks_that_learn_are_left_alone() -> None:
+    ensemble = an_ensemble("sd", n=2)
+    call = a_call(ensemble)
+    weight = ensemble.denoisers[0].mid_block.resnets[0].conv1.weight.requires_grad_(True)
+    gradients(ensemble, call)
+    expected = weight.grad.clone()
+    recompute_blocks(ensemble)
+    gradients(ensemble, call)
+    assert torch.equal(weight.grad, expected)
+
+
+def test_without_gradients_nothing_changes() -> None:
+    ensemble = an_ensemble("sd", n=2)
+    call = a_call(ensemble)
+    with torch.no_grad():
+        expected = ensemble(**call).sample
+        recompute_blocks(ensemble)
+        recompute_blocks(ensemble)  # once more changes nothing
+        assert torch.equal(ensemble(**call).sample, expected)
