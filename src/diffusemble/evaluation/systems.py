@@ -143,14 +143,15 @@ def plain_pipeline(expert: Expert) -> Any:
     """The expert in its own diffusers pipeline, without any part of this package."""
     own = {name: part for name, part in expert.components.items() if name.startswith("text_encoder")}
     pipeline = EnsembleDenoiser([expert]).pipeline(**own)
-    pipeline.register_modules(unet=expert.denoiser)
+    place = "unet" if "unet" in pipeline.components else "transformer"
+    pipeline.register_modules(**{place: expert.denoiser})
     return pipeline
 
 
 def average_expert(experts: Sequence[Expert]) -> Expert:
     """One expert with the mean of all experts' weights; parts that are the same in all stay as they are."""
     components = dict(experts[0].components)
-    for name in ("text_encoder", "text_encoder_2"):
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         if components.get(name) is not None:
             components[name] = _average([expert.components[name] for expert in experts])
     denoiser = _average([expert.denoiser for expert in experts])
