@@ -22,11 +22,11 @@ from cost import Size, random_inputs
 from rich.console import Console
 
 from diffusemble import EnsembleDenoiser, build_aggregator
-from diffusemble.config import MemoryConfig
 from diffusemble.memory.keep import Drawing, choose_plan
 from diffusemble.memory.measure import encoders_of, vae_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Plan
+from diffusemble.memory_config import MemoryConfig
 from diffusemble.units import format_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

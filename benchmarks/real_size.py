@@ -21,10 +21,10 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from forward import DTYPES, processor
 
 from diffusemble import EnsembleDenoiser, build_aggregator
-from diffusemble.config import MemoryConfig
 from diffusemble.experts.expert import Expert
 from diffusemble.memory.keep import Drawing, choose_plan
 from diffusemble.memory.place import Placement
+from diffusemble.memory_config import MemoryConfig
 from diffusemble.units import format_bytes
 
 
@@ -52,7 +52,8 @@ def _fill(module: torch.nn.Module, seed: int) -> None:
 
 def draw(ensemble: EnsembleDenoiser, steps: int, device: str) -> Any:
     """One picture with guidance, by diffusers' own pipeline."""
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = DDIMScheduler(**schedule, clip_sample=False, steps_offset=1)
     parts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     pipeline = StableDiffusionPipeline(
         vae=ensemble.experts[0].components["vae"],

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Annotated, Any
+from unittest import mock
 
 import torch
 import typer
 from architectures import ARCHITECTURES
+from torch.nn import functional
 
 from diffusemble import EnsembleDenoiser, build_aggregator
 from diffusemble.blocks.example import example
 from diffusemble.memory.bundle import bytes_of, weights_of
-from diffusemble.memory.live import peak_bytes
+from diffusemble.memory.live import fused_attention, peak_bytes
 from diffusemble.memory.measure import measure_weights
 from diffusemble.memory.recompute import recompute_blocks
 from diffusemble.units import format_bytes
@@ -62,10 +64,11 @@ def step(ensemble: EnsembleDenoiser, latents: int) -> int:
 
         def learn() -> None:
             prediction = ensemble._predict(call, [call.inputs] * len(ensemble.experts))
-            loss = prediction.float().square().mean()
-            torch.autograd.backward([loss])  # as a method it would leave the modes that count
+            prediction.float().square().mean().backward()
 
-        return peak_bytes(learn, gradients=True)
+        # In a backward pass the mode that answers for attention is not in force.
+        with mock.patch.object(functional, "scaled_dot_product_attention", fused_attention):
+            return peak_bytes(learn, gradients=True)
 
 
 def main(

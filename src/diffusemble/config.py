@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from diffusemble.adapter_config import AdapterConfig
+from diffusemble.memory_config import MemoryConfig
 from diffusemble.registry import AGGREGATORS, SCHEDULERS, Entry
 from diffusemble.schema import Schema, Text, Texts, listed
 from diffusemble.units import parse_bytes
@@ -106,24 +107,6 @@ class AttentionConfig(Schema):
 
     points: Annotated[tuple[Text, ...], BeforeValidator(listed)] = ()
     steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed)] = ()
-
-
-class MemoryConfig(Schema):
-    """What a memory plan may do; what is left out is chosen, fastest first.
-
-    Attributes:
-        resident: how many experts' blocks stay on the device.
-        parts: whether text encoders and VAE stay, come when they are called, or come layer by layer.
-        vae: whether all pictures are decoded at once, one by one, or tile by tile (which blends their borders).
-        storage: number type of the experts' blocks at rest; eight bits change the pictures a little.
-        attention_slicing: compute attention in slices, for devices without a fused kernel.
-    """
-
-    resident: int | None = Field(default=None, ge=0)
-    parts: Literal["stay", "visit", "layers"] | None = None
-    vae: Literal["whole", "pictures", "tiles"] | None = None
-    storage: Literal["same", "float8", "int8"] = "same"
-    attention_slicing: bool = False
 
 
 class ExpertRecord(Schema):

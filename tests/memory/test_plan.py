@@ -6,8 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from diffusemble.config import GenerateConfig, MemoryConfig
+from diffusemble.config import GenerateConfig
 from diffusemble.memory.plan import Weights, Working, choose, make_plan, plans
+from diffusemble.memory_config import MemoryConfig
 from diffusemble.units import format_bytes, parse_bytes
 
 # Two denoisers of 100 + 300 and 100 + 500, 10 outside; encoders of 60 and 80 with layers of 7 and 9, a VAE of 40.

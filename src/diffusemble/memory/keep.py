@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusemble.config import GenerateConfig, MemoryConfig
+from diffusemble.config import GenerateConfig
 from diffusemble.drawing import placement
 from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.memory.measure import measure_weights, vae_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Plan, choose
 from diffusemble.memory.working import measure_working
+from diffusemble.memory_config import MemoryConfig
 from diffusemble.units import format_bytes, parse_bytes
 
 log = logging.getLogger(__name__)
@@ -68,12 +69,13 @@ def choose_plan(
         choice: what the plan may do.
 
     Raises:
-        ValueError: no plan fits; the message says what the least is.
+        ValueError: no plan fits; the message says what the least is. Or the ensemble has no blocks, because its
+            experts meet at the output alone.
     """
     choice, drawing = choice or MemoryConfig(), drawing or Drawing()
+    weights = measure_weights(ensemble, choice.storage)
     working = measure_working(ensemble, _latents(ensemble, drawing), drawing.batch, drawing.guided)
-    limit = None if budget is None else parse_bytes(budget)
-    return choose(measure_weights(ensemble, choice.storage), working, choice, limit)
+    return choose(weights, working, choice, None if budget is None else parse_bytes(budget))
 
 
 def on_host(config: GenerateConfig) -> GenerateConfig:

@@ -67,7 +67,13 @@ class FusedAttention(TorchFunctionMode):
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
-        return _Attention.apply(given["query"], given["key"], given["value"])
+        return fused_attention(given["query"], given["key"], given["value"])
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+    """What attention makes and what it keeps for gradients, without its numbers."""
+    result: Tensor = _Attention.apply(query, key, value)
+    return result
 
 
 class _Attention(torch.autograd.Function):

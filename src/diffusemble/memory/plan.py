@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from diffusemble.config import MemoryConfig
+from diffusemble.memory_config import MemoryConfig
 from diffusemble.units import format_bytes
 
 PARTS = ("stay", "visit", "layers")
