@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from diffusemble.aggregators.mean import Mean, MeanOptions
 from diffusemble.config import AggregatorConfig, EnsembleConfig, GenerateConfig, MadeWith, RefinerConfig
 from diffusemble.drawing import Picture, choose_maps, draw, placement
 from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import load_experts
 from diffusemble.memory.keep import MemoryReport, on_host, within_memory
 from diffusemble.output_ensemble import assemble, open_ensemble
@@ -120,6 +122,7 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
     tell(0.0, "loading experts")
     ensemble = build_ensemble(on_host(config))
     refiner = None if config.refiner is None else build_ensemble(_beside(config.refiner, config))
+    _refuse_silent(ensemble.experts[0])
     choice = choose_maps(ensemble, config)
     with within_memory(ensemble, config) as keeper:
         now = made_with(ensemble, refiner)
@@ -179,6 +182,16 @@ def _options(choice: AggregatorConfig, config: EnsembleConfig) -> dict[str, Any]
     asks = "guidance" in lookup(AGGREGATORS, choice.name, "aggregator").Options.model_fields
     guidance = {"guidance": config.guidance} if asks and isinstance(config, GenerateConfig) else {}
     return {**guidance, **choice.options}
+
+
+def _refuse_silent(first: Expert) -> None:
+    """Pipelines that tell nobody of their steps cannot be drawn with here."""
+    cls: Any = first.pipeline_class
+    if "callback_on_step_end" not in inspect.signature(cls.__call__).parameters:
+        raise ValueError(
+            f"generate draws with pipelines that report their steps (callback_on_step_end), and {cls.__name__} of "
+            f"expert {first.name!r} does not. Name another expert first, or draw with ensemble.pipeline() in Python."
+        )
 
 
 def _warn(config: GenerateConfig, ensemble: EnsembleDenoiser, now: MadeWith) -> None:

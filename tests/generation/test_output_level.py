@@ -17,7 +17,7 @@ from diffusemble.evaluation.specs import open_ensemble as open_evaluated
 from diffusemble.generation import OUTPUT_MEAN, TOGETHER, build_ensemble
 from diffusemble.output_ensemble import build_output_aggregator
 from diffusemble.training.config import TrainConfig
-from tests.families.parts import draw, tiny_wider_pipeline
+from tests.families.parts import draw, tiny_pixart_pipeline, tiny_wider_pipeline
 from tiny import randomised, tiny_pipeline
 
 FAST: dict[str, Any] = {"prompts": "a fox", "steps": 2, "height": 16, "width": 16, "device": "cpu"}
@@ -78,6 +78,14 @@ def test_the_zoo_s_trained_aggregator_is_for_blocks(sources: tuple[str, str]) ->
         GenerateConfig(**FAST, ensemble="somewhere", level="output")
     with pytest.raises(ValueError, match=r"level: output, OutputEnsembleDenoiser"):
         build_ensemble(GenerateConfig(**FAST, experts=sources))
+
+
+def test_pipelines_that_report_no_steps_do_not_come_first(sources: tuple[str, str], tmp_path: Path) -> None:
+    tiny_pixart_pipeline().save_pretrained(tmp_path / "pixart")
+    settings = {**FAST, "level": "output"}
+    with pytest.raises(ValueError, match=r"PixArtSigmaPipeline of expert 'pixart' does not. Name another expert first"):
+        generate(GenerateConfig(**settings, experts=(str(tmp_path / "pixart"), sources[0])))
+    assert generate(GenerateConfig(**settings, experts=(sources[0], str(tmp_path / "pixart")))).pictures
 
 
 def test_what_needs_blocks_says_so(saved: Path) -> None:
