@@ -19,7 +19,7 @@ from diffusemble.experts.layouts.text_encoder import clip, t5
 from ldm import unet as ldm_unet
 from original import original
 from tiny import tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder
-from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline, tiny_sd3, tiny_sd3_pipeline
+from tiny_dit import tiny_chroma_pipeline, tiny_flux, tiny_flux_pipeline, tiny_sd3, tiny_sd3_pipeline
 
 
 def assert_equal(mine: Any, other: Any) -> None:
@@ -114,14 +114,21 @@ def test_a_denoiser_in_the_layout_of_diffusers_is_read_too(build: Any, tmp_path:
     assert_equal(expert.denoiser, denoiser)
 
 
+@pytest.fixture(scope="module")
+def flux_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flux") / "base"
+    tiny_flux_pipeline(0).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.bfloat16, torch.float16])
-def test_narrow_numbers_are_read_and_cast(family: Any, kind: torch.dtype, tmp_path: Path) -> None:
-    name, pipeline, base = family
-    tensors = original(pipeline.transformer, FAMILIES[name][1])
+def test_narrow_numbers_are_read_and_cast(kind: torch.dtype, flux_base: Path, tmp_path: Path) -> None:
+    transformer = tiny_flux(1)
+    tensors = original(transformer, flux)
     file = write({key: tensor.to(kind) for key, tensor in tensors.items()}, tmp_path / "narrow.safetensors")
     for dtype in (torch.float32, torch.bfloat16):
-        (expert,) = load_experts(file, base=base, dtype=dtype)
-        theirs = pipeline.transformer.state_dict()
+        (expert,) = load_experts(file, base=flux_base, dtype=dtype)
+        theirs = transformer.state_dict()
         for key, tensor in expert.denoiser.state_dict().items():
             assert tensor.dtype == dtype
             assert torch.equal(tensor, theirs[key].to(kind).to(dtype)), key
@@ -145,14 +152,13 @@ def scaled(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("end", [".scale_weight", ".weight_scale"])
-def test_scaled_fp8_weights_are_what_they_stand_for(end: str, tmp_path: Path) -> None:
-    pipeline = tiny_flux_pipeline(0)
-    pipeline.save_pretrained(tmp_path / "base")
-    tensors = scaled(original(pipeline.transformer, flux, "model.diffusion_model."), end)
+def test_scaled_fp8_weights_are_what_they_stand_for(end: str, flux_base: Path, tmp_path: Path) -> None:
+    transformer = tiny_flux(1)
+    tensors = scaled(original(transformer, flux, "model.diffusion_model."), end)
     marker = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
-    (expert,) = load_experts(write({**tensors, **marker}, tmp_path / "scaled.safetensors"), base=tmp_path / "base")
+    (expert,) = load_experts(write({**tensors, **marker}, tmp_path / "scaled.safetensors"), base=flux_base)
     mine: nn.Module = expert.denoiser
-    for key, tensor in pipeline.transformer.state_dict().items():
+    for key, tensor in transformer.state_dict().items():
         # Three bits of fraction: an error of at most 1/16, and of the smallest number in fp8.
         torch.testing.assert_close(
             mine.state_dict()[key], tensor, rtol=1 / 16, atol=float(tensor.abs().max()) / 448 / 512
@@ -172,20 +178,18 @@ def test_scaled_fp8_weights_are_what_they_stand_for(end: str, tmp_path: Path) ->
         ({"x.weight": torch.zeros(3, 3, dtype=torch.int8)}, "I8"),
     ],
 )
-def test_quantised_files_are_refused_by_name(extra: dict[str, Tensor], what: str, tmp_path: Path) -> None:
-    pipeline = tiny_flux_pipeline(0)
-    pipeline.save_pretrained(tmp_path / "base")
-    file = write({**original(pipeline.transformer, flux), **extra}, tmp_path / "small.safetensors")
+def test_quantised_files_are_refused_by_name(
+    extra: dict[str, Tensor], what: str, flux_base: Path, tmp_path: Path
+) -> None:
+    file = write({**original(tiny_flux(), flux), **extra}, tmp_path / "small.safetensors")
     with pytest.raises(
         ValueError, match=rf"small.safetensors is quantised: {what}, which cannot be read here. Give its fp8"
     ):
-        load_experts(file, base=tmp_path / "base")
+        load_experts(file, base=flux_base)
 
 
-def test_a_format_that_is_only_named_in_a_note_is_refused(tmp_path: Path) -> None:
-    pipeline = tiny_flux_pipeline(0)
-    pipeline.save_pretrained(tmp_path / "base")
+def test_a_format_that_is_only_named_in_a_note_is_refused(flux_base: Path, tmp_path: Path) -> None:
     note = torch.tensor(list(b'{"format": "mxfp8"}'), dtype=torch.uint8)
-    file = write({**original(pipeline.transformer, flux), "img_in.comfy_quant": note}, tmp_path / "small.safetensors")
+    file = write({**original(tiny_flux(), flux), "img_in.comfy_quant": note}, tmp_path / "small.safetensors")
     with pytest.raises(ValueError, match="is quantised in the format 'mxfp8', which cannot be read here"):
-        load_experts(file, base=tmp_path / "base")
+        load_experts(file, base=flux_base)
