@@ -16,7 +16,7 @@ from diffusemble.experts.expert import Expert
 from diffusemble.families.check import terms_of
 from diffusemble.output_ensemble import OutputEnsembleDenoiser, assemble, build_output_aggregator, embed_level
 from diffusemble.paths import Flow, Terms
-from tests.families.parts import ATOL, draw, retrained, stable, tiny_pixart_pipeline, wider
+from tests.families.parts import ATOL, draw, retrained, stable, tiny_auraflow_pipeline, tiny_pixart_pipeline, wider
 from tiny import as_expert, tiny_sdxl_pipeline
 from tiny_dit import tiny_flux, tiny_flux_pipeline, tiny_sd3, tiny_sd3_pipeline
 
@@ -41,6 +41,7 @@ FAMILIES: dict[str, Callable[[], Expert]] = {
     "SD 2": wider,
     "SDXL": lambda: as_expert(tiny_sdxl_pipeline(2), "xl"),
     "PixArt": lambda: as_expert(tiny_pixart_pipeline(), "pixart"),
+    "AuraFlow": lambda: as_expert(tiny_auraflow_pipeline(), "auraflow"),
     "SD 3": lambda: as_expert(tiny_sd3_pipeline(), "sd3"),
     "SD 3 without T5": medium,
     "FLUX": lambda: as_expert(tiny_flux_pipeline(), "dev"),
@@ -79,7 +80,7 @@ def test_an_expert_in_other_terms_draws_the_same(terms: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["SD 1", "SDXL", "PixArt", "SD 3", "FLUX"])
+@pytest.mark.parametrize("name", ["SD 1", "SDXL", "PixArt", "AuraFlow", "SD 3", "FLUX"])
 def test_copies_of_one_expert_draw_what_it_draws(name: str) -> None:
     one = expert(name)
     copies = [Expert(f"copy {i}", one.denoiser, one.components, one.pipeline_class) for i in range(3)]
@@ -120,6 +121,16 @@ def test_with_one_sampler_it_does_not_matter_whose_pipeline_it_is(one: str, othe
     second = draw(together(experts[::-1]).pipeline(), guidance_scale=guidance)
     np.testing.assert_allclose(first, second, atol=ATOL)
     assert np.abs(first - draw(together(experts[:1]).pipeline(), guidance_scale=guidance)).max() > 1e-3
+
+
+@pytest.mark.parametrize("names", [("AuraFlow", "SD 1", "SD 2"), ("SDXL", "AuraFlow")])
+def test_flows_and_diffusions_draw_together(names: tuple[str, ...]) -> None:
+    """On the sampler of a flow and on that of a diffusion; with all the weight on the first, it draws alone."""
+    experts = [expert(name) for name in names]
+    assert np.isfinite(draw(together(experts).pipeline())).all()
+    weights = [1.0] + [0.0] * (len(experts) - 1)
+    alone = draw(together(experts[:1]).pipeline())
+    np.testing.assert_allclose(draw(together(experts, weights=weights).pipeline()), alone, atol=ATOL)
 
 
 def test_several_prompts_and_pictures_are_those_of_each_alone() -> None:

@@ -58,6 +58,7 @@ FEEDS: Mapping[str, Entry] = {
 FAMILIES: Mapping[str, Entry] = {
     "UNet2DConditionModel": Entry("diffusemble.families.unet:UNetFamily", "SD 1.x, SD 2.x, SDXL"),
     "PixArtTransformer2DModel": Entry("diffusemble.families.pixart:PixArtFamily", "PixArt-α, PixArt-Σ"),
+    "AuraFlowTransformer2DModel": Entry("diffusemble.families.auraflow:AuraFlowFamily", "AuraFlow, Pony v7"),
     "SD3Transformer2DModel": Entry("diffusemble.families.sd3:SD3Family", "SD 3, SD 3.5"),
     "FluxTransformer2DModel": Entry("diffusemble.families.flux:FluxFamily", "FLUX.1"),
 }

@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -58,6 +65,22 @@ def tiny_pixart_pipeline(seed: int = 0, **config: Any) -> PixArtSigmaPipeline:
         vae=tiny_vae(),
         transformer=randomised(transformer, seed),
         scheduler=tiny_scheduler(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def tiny_auraflow_pipeline(seed: int = 0) -> AuraFlowPipeline:
+    """AuraFlow, a flow, with the VAE of the tiny pipelines that predict noise."""
+    torch.manual_seed(seed)
+    sizes = {"num_mmdit_layers": 1, "num_single_dit_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2}
+    text = {"joint_attention_dim": T5_WIDTH, "caption_projection_dim": 16, "pos_embed_max_size": 64}
+    pipeline = AuraFlowPipeline(
+        tokenizer=tiny_t5_tokenizer(),
+        text_encoder=tiny_t5(seed + 20),
+        vae=tiny_vae(),
+        transformer=randomised(AuraFlowTransformer2DModel(sample_size=8, **sizes, **text), seed),
+        scheduler=tiny_flow_scheduler(shift=1.73),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -37,8 +37,8 @@ def families_of(experts: Sequence[Expert]) -> tuple[Family, ...]:
                 raise ValueError(
                     f"Expert {number} ({family.expert.name!r}): {what} is {mine!r}, but expert 1 "
                     f"({first.expert.name!r}) has {other!r}. What experts predict can be combined if their latents "
-                    f"mean the same: use experts that share a VAE's latent space (SD 1.x, SD 2.x and PixArt-α; SDXL "
-                    f"and PixArt-Σ; the SD 3 models; the FLUX models)."
+                    f"mean the same: use experts that share a VAE's latent space (SD 1.x, SD 2.x and PixArt-α; SDXL, "
+                    f"PixArt-Σ and AuraFlow; the SD 3 models; the FLUX models)."
                 )
     return families
 
