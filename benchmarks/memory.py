@@ -22,10 +22,10 @@ from cost import Size, random_inputs
 from rich.console import Console
 
 from diffusemble import EnsembleDenoiser, build_aggregator
-from diffusemble.memory.keep import Drawing, choose_plan
-from diffusemble.memory.measure import encoders_of, vae_of
+from diffusemble.memory.measure import encoders_of, measure_weights, vae_of
 from diffusemble.memory.place import Placement
-from diffusemble.memory.plan import Plan
+from diffusemble.memory.plan import Plan, make_plan
+from diffusemble.memory.working import measure_working
 from diffusemble.memory_config import MemoryConfig
 from diffusemble.units import format_bytes
 
@@ -52,13 +52,13 @@ def build(size: str, n: int, dtype: torch.dtype, device: str) -> EnsembleDenoise
     return EnsembleDenoiser(experts, aggregator).eval()
 
 
-def plans(ensemble: EnsembleDenoiser) -> Iterator[Plan]:
+def plans(ensemble: EnsembleDenoiser, latents: int) -> Iterator[Plan]:
     """Everything in memory; then encoders and VAE as visitors, and fewer and fewer denoisers that stay."""
-    drawing = Drawing(batch=1)
     n = len(ensemble.experts)
-    yield choose_plan(ensemble, None, drawing, MemoryConfig(resident=n, parts="stay"))
+    sizes = measure_weights(ensemble), measure_working(ensemble, (latents, latents), batch=1, guided=True)
+    yield make_plan(*sizes, MemoryConfig(parts="stay"))
     for resident in range(n, -1, -1):
-        yield choose_plan(ensemble, None, drawing, MemoryConfig(resident=resident, parts="visit"))
+        yield make_plan(*sizes, MemoryConfig(resident=resident, parts="visit"))
 
 
 def count(ensemble: EnsembleDenoiser, plan: Plan) -> Row:
@@ -132,7 +132,7 @@ def main(
         for n in experts:
             ensemble = build(name, n, DTYPES[dtype], "meta" if device == "meta" else "cpu")
             done: list[Row] = []
-            for plan in plans(ensemble):
+            for plan in plans(ensemble, ARCHITECTURES[name].latents):
                 done.append(count(ensemble, plan) if device == "meta" else run(ensemble, plan, name, device, steps))
                 rows.append(cells(done[-1], done[0]))
                 console.print(*rows[-1], sep="  ")

@@ -21,6 +21,7 @@ from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Working, make_plan
 from diffusemble.memory.visitors import layer_by_layer, own_weights
 from diffusemble.memory_config import MemoryConfig
+from diffusemble.output_ensemble import OutputEnsembleDenoiser
 from tiny import as_expert, tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder, tiny_unet, tiny_vae
 from tiny_dit import tiny_flux_pipeline, tiny_sd3_pipeline, tiny_t5
 
@@ -181,3 +182,23 @@ def trained_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 def test_a_budget_below_the_least_says_so() -> None:
     with pytest.raises(ValueError, match=r"No plan fits into the memory budget of 1\.00 kB: the least"):
         choose_plan(an_ensemble("sd"), "1kB", Drawing(batch=1))
+
+
+def test_quantised_experts_are_refused_by_name() -> None:
+    ensemble = EnsembleDenoiser([tiny_unet()])
+    layer = ensemble.denoisers[0].mid_block.resnets[0].conv1
+    layer.weight = nn.Parameter(layer.weight.data.as_subclass(Quantised), requires_grad=False)
+    with pytest.raises(
+        ValueError, match=r"mid_block\.resnets\.0\.conv1\.weight of a UNet2DConditionModel is quantised"
+    ):
+        choose_plan(ensemble, "8GB")
+
+
+class Quantised(torch.Tensor):
+    """What quantisers make of a weight."""
+
+
+def test_output_level_is_refused_by_name() -> None:
+    experts = [as_expert(tiny_pipeline(seed), f"expert {seed}") for seed in range(2)]
+    with pytest.raises(ValueError, match="At output level every expert runs whole"):
+        choose_plan(OutputEnsembleDenoiser(experts), "8GB")

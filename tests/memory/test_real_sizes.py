@@ -10,10 +10,10 @@ import torch
 from architectures import ARCHITECTURES
 
 from diffusemble import EnsembleDenoiser
+from diffusemble.blocks.example import example
 from diffusemble.memory.measure import measure_weights
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Working, make_plan
-from diffusemble.memory.working import example
 from diffusemble.memory_config import MemoryConfig
 
 POINTS = {"sd15": 25, "sd21": 25, "sdxl": 19, "sdxl-refiner": 25, "flux-dev": 57, "sd3-medium": 24}

@@ -63,7 +63,12 @@ def vae_of(ensemble: EnsembleDenoiser) -> nn.Module | None:
 
 
 def measure_weights(ensemble: EnsembleDenoiser, storage: str = "same") -> Weights:
-    """Sizes of an ensemble for a plan, its blocks stored as ``storage``."""
+    """Sizes of an ensemble for a plan, its blocks stored as ``storage``.
+
+    Raises:
+        ValueError: something of it is quantised, so that its weights are no plain numbers.
+    """
+    _refuse_quantised(ensemble)
     blocks, decoded, outside = [], 0, bytes_of(weights_of([ensemble.aggregator]))
     for expert in distinct(ensemble).values():
         layouts = [layout(weights, storage) for weights in block_weights(ensemble, expert).values()]
@@ -79,6 +84,18 @@ def measure_weights(ensemble: EnsembleDenoiser, storage: str = "same") -> Weight
         layers=tuple(max(bytes_of(own_weights(group)) for group in layer_by_layer(encoder)) for encoder in encoders),
         vae=_decoding_bytes(vae_of(ensemble)),
     )
+
+
+def _refuse_quantised(ensemble: EnsembleDenoiser) -> None:
+    for module in (*ensemble.denoisers, *encoders_of(ensemble)):
+        for name, weight in module.named_parameters():
+            if type(weight) is not nn.Parameter or type(weight.data) is not Tensor:
+                kind = type(weight.data if type(weight) is nn.Parameter else weight).__name__
+                raise ValueError(
+                    f"A memory plan moves plain weights, but {name} of a {type(module).__name__} is quantised "
+                    f"({kind}). Draw without a plan, or load it unquantised and let the plan store it in eight bits "
+                    f"(memory.storage: int8)."
+                )
 
 
 def _decoding_bytes(vae: nn.Module | None) -> int:
