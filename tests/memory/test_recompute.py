@@ -105,3 +105,12 @@ def test_without_gradients_nothing_changes() -> None:
         recompute_blocks(ensemble)
         recompute_blocks(ensemble)  # once more changes nothing
         assert torch.equal(ensemble(**call).sample, expected)
+
+
+def test_gradients_through_weights_that_leave_are_refused() -> None:
+    ensemble = an_ensemble("sd", n=2)
+    with (
+        Placement(ensemble, a_plan(ensemble, resident=0), "cpu"),
+        pytest.raises(ValueError, match=r"its weights leave the device after it. Call recompute_blocks\(ensemble\)"),
+    ):
+        ensemble(**a_call(ensemble))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffusemble.aggregators.base import Combiner
@@ -48,7 +49,19 @@ class StagedBlocks:
         return getattr(self.inner, name)
 
     def run(self, name: str, flow: Flow) -> Feature:
-        """Output of block ``name`` on ``flow``."""
+        """Output of block ``name`` on ``flow``.
+
+        Raises:
+            ValueError: a gradient would need weights that are gone by then.
+        """
+        if name in self.scenes and torch.is_grad_enabled():
+            weights = [item.weight for item in self.scenes[name].bundle.items]
+            if any(tensor.requires_grad for tensor in (flow.hidden, *flow.skips, *weights)):
+                raise ValueError(
+                    f"Block {name} should give gradients, but its weights leave the device after it. Call "
+                    f"recompute_blocks(ensemble) once it is placed, or draw under torch.no_grad(). Blocks whose own "
+                    f"weights learn must stay."
+                )
         with self.there(name):
             return self.inner.run(name, flow)
 
