@@ -197,7 +197,10 @@ def _refuse_silent(first: Expert) -> None:
 def _warn(config: GenerateConfig, ensemble: EnsembleDenoiser, now: MadeWith) -> None:
     for difference in differences(config.made_with, now) if config.made_with else ():
         log.warning("The picture may differ from the saved one: %s.", difference)
-    tokenizer = ensemble.experts[0].components["tokenizer"]
+    parts = ensemble.experts[0].components
+    # What CLIP does not see of a prompt, T5 may (FLUX, SD3).
+    tokenizers = [part for name, part in parts.items() if name.startswith("tokenizer") and part is not None]
+    tokenizer = max(tokenizers, key=lambda one: one.model_max_length)
     for prompt in (*config.prompts, config.negative):
         ids = tokenizer(prompt).input_ids
         if len(ids) > tokenizer.model_max_length:
