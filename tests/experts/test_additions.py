@@ -117,6 +117,8 @@ def test_an_ensemble_keeps_what_was_added_and_can_be_moved(project: Path, tmp_pa
         assert mine.components["tokenizer"].get_vocab() == other.components["tokenizer"].get_vocab()
         weights = mine.components["vae"].state_dict()
         assert all(torch.equal(tensor, weights[key]) for key, tensor in tiny_vae(4).state_dict().items())
+    elsewhere = EnsembleDenoiser.from_pretrained(moved / "ensemble", sources=[moved / "rock", moved / "fern"])
+    assert torch.equal(prediction(elsewhere), before)
     recorded = made_with(again).experts[0]
     assert {"+style.safetensors:0.7", "+mossy.safetensors", "+vae=kl"} <= set(recorded.files)
 

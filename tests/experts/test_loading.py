@@ -13,7 +13,7 @@ from diffusemble import EnsembleDenoiser, load_experts, zoo
 from diffusemble.experts.folder import quiet
 from diffusemble.experts.sources import Source, parse_source
 from ldm import save_ldm
-from tiny import tiny_pipeline, tiny_sdxl_pipeline
+from tiny import tiny_pipeline, tiny_sdxl_pipeline, tiny_vae
 
 
 def copied(models: Path, tmp_path: Path) -> Path:
@@ -150,6 +150,19 @@ def test_a_hub_repository_completes_a_file(models: Path, offline: Path, tmp_path
     (expert,) = load_experts(save_ldm(pipeline, tmp_path / "a.safetensors", without=["vae"]), base="quarry/rock")
     assert expert.base == f"quarry/rock@{COMMIT}"
     assert torch.equal(expert.denoiser.conv_out.weight, pipeline.unet.conv_out.weight)
+
+
+def test_a_vae_can_come_from_the_hub(models: Path, offline: Path) -> None:
+    fill_cache(offline, models / "rock")
+    tiny_vae(3).save_pretrained(offline / "models--quarry--kl/snapshots" / COMMIT)
+    (offline / "models--quarry--kl/refs").mkdir()
+    (offline / "models--quarry--kl/refs/main").write_text(COMMIT)
+    (expert,) = load_experts(models / "fern", vae="quarry/kl")
+    assert torch.equal(expert.components["vae"].decoder.conv_in.weight, tiny_vae(3).decoder.conv_in.weight)
+    two = load_experts(["quarry/rock", models / "fern"], vae="rock")
+    assert two[1].components["vae"] is two[0].components["vae"]
+    with pytest.raises(ValueError, match="The VAE quarry/gone is not a local path, and no repository with a VAE"):
+        load_experts(models / "fern", vae="quarry/gone")
 
 
 @pytest.mark.usefixtures("offline")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from adapter_files import kohya, shapes_of, write
@@ -117,6 +117,18 @@ def test_what_diffusers_and_peft_saved_comes_back(build: Any, tmp_path: Path) ->
         [f"{tmp_path / 'base'}+{tmp_path / 'pytorch_lora_weights.safetensors'}:0.5", tmp_path / "base"]
     )
     assert_close(expert.denoiser, getattr(theirs, part), but=plain.denoiser)
+
+
+def test_a_file_of_peft_with_settings_beside_it_is_read(models: Path, tmp_path: Path) -> None:
+    (plain,) = load_experts(models / "rock")
+    patterns = {"rank_pattern": {"attn2.to_q": 6}, "alpha_pattern": {"attn2.to_q": 5}}
+    config = LoraConfig(
+        r=4, lora_alpha=6, use_rslora=True, target_modules=["to_q"], init_lora_weights=False, **patterns
+    )
+    adapted = get_peft_model(plain.denoiser, config)
+    adapted.save_pretrained(tmp_path)
+    (expert,) = load_experts(f"{models / 'rock'}+{tmp_path / 'adapter_model.safetensors'}")
+    assert_close(expert.denoiser, adapted.merge_and_unload(), but=load_experts(models / "rock")[0].denoiser)
 
 
 @pytest.mark.parametrize("build", [tiny_flux_pipeline, tiny_sd3_pipeline])

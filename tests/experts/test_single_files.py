@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from diffusemble import EnsembleDenoiser, load_experts
+from diffusemble.experts.layouts.autoencoder import older_vae
 from ldm import REFINER, SD1, SD2, SDXL, Layout, save_ldm
+from original import original
 from tiny import (
     tiny_pipeline,
     tiny_refiner,
@@ -36,6 +38,19 @@ def test_a_complete_file_gives_every_weight_bit_for_bit(models: Path, tmp_path: 
     assert_equal_weights(expert.components["text_encoder"], pipeline.text_encoder)
     assert (expert.name, expert.base, list(expert.files)) == ("opal", str(models / "rock"), ["weights"])
     assert expert.denoiser.training is False
+
+
+def test_the_oldest_names_are_read_too(models: Path, tmp_path: Path) -> None:
+    """Text encoders without ``text_model``, and VAEs as older versions of diffusers wrote them."""
+    pipeline = tiny_pipeline(5, vae=tiny_vae(5))
+    tensors = load_file(save_ldm(pipeline, tmp_path / "new.safetensors", without=["vae"]))
+    bare = {key.replace("transformer.text_model.", "transformer."): tensor for key, tensor in tensors.items()}
+    vae = original(pipeline.vae, older_vae, "vae.")
+    assert "vae.encoder.mid_block.attentions.0.query.weight" in vae
+    save_file({**bare, **vae}, tmp_path / "old.safetensors")
+    (expert,) = load_experts(tmp_path / "old.safetensors", base=models / "rock")
+    assert_equal_weights(expert.components["text_encoder"], pipeline.text_encoder)
+    assert_equal_weights(expert.components["vae"], pipeline.vae)
 
 
 def sd2() -> Any:

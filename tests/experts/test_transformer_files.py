@@ -15,7 +15,7 @@ from diffusemble import load_experts
 from diffusemble.experts.layouts.autoencoder import vae
 from diffusemble.experts.layouts.flux import chroma, flux
 from diffusemble.experts.layouts.sd3 import sd3
-from diffusemble.experts.layouts.text_encoder import clip, t5
+from diffusemble.experts.layouts.text_encoder import clip, embedding_t5, t5
 from ldm import unet as ldm_unet
 from original import original
 from tiny import tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder
@@ -63,6 +63,13 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param, build(1), folder
 
 
+@pytest.fixture(scope="module")
+def flux_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flux") / "base"
+    tiny_flux_pipeline(0).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_a_denoiser_alone_takes_the_rest_from_its_base(family: Any, prefix: str, tmp_path: Path) -> None:
     name, pipeline, base = family
@@ -86,6 +93,15 @@ def test_a_file_with_everything_needs_nothing_of_its_base_but_the_configuration(
     for part in ("vae", *texts):
         assert_equal(expert.components[part], getattr(pipeline, part))
     assert list(expert.files) == ["weights"]
+
+
+def test_t5_may_keep_its_embedding_under_the_other_name(flux_base: Path, tmp_path: Path) -> None:
+    pipeline = tiny_flux_pipeline(1)
+    text = original(pipeline.text_encoder_2, embedding_t5, "text_encoders.t5xxl.transformer.")
+    assert not any(key.endswith("shared.weight") for key in text)
+    file = write(original(pipeline.transformer, flux) | text, tmp_path / "opal.safetensors")
+    (expert,) = load_experts(file, base=flux_base)
+    assert_equal(expert.components["text_encoder_2"], pipeline.text_encoder_2)
 
 
 def test_an_sd3_file_is_refused_with_a_flux_base_and_the_other_way_round(tmp_path: Path) -> None:
@@ -112,13 +128,6 @@ def test_a_denoiser_in_the_layout_of_diffusers_is_read_too(build: Any, tmp_path:
         parameter.data += 0.5
     (expert,) = load_experts(write(denoiser.state_dict(), tmp_path / "opal.safetensors"), base=tmp_path / "base")
     assert_equal(expert.denoiser, denoiser)
-
-
-@pytest.fixture(scope="module")
-def flux_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("flux") / "base"
-    tiny_flux_pipeline(0).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.bfloat16, torch.float16])

@@ -55,7 +55,7 @@ def load_experts(
         base: folder, hub id or ``"zoo:..."`` that gives single files their configuration and missing parts; by default
             the first of ``sources`` that is no file, else a hub repository of the file's family.
         vae: for all experts, in the place of their own: a VAE's folder or file, a pipeline's folder, a checkpoint,
-            ``"zoo:..."``, or the name of one of the experts.
+            a hub id, ``"zoo:..."``, or the name of one of the experts.
 
     Returns:
         The experts in the order of ``sources``. Equal text encoders and VAEs are one object, kept in memory once.
@@ -127,9 +127,7 @@ def _vae(given: str, sources: Sequence[Source], names: Sequence[str]) -> Additio
     if given not in names:
         return parse_addition(f"vae={given}", str(sources[0]))
     source = sources[names.index(given)]
-    if source.kind == "hub":
-        raise ValueError(f"The VAE of {given!r} comes from the hub ({source}). Give a local folder or file as vae=.")
-    return Addition(f"zoo:{source.where}" if source.kind == "zoo" else source.where, role="vae")
+    return Addition(str(replace(source, added=())), role="vae")
 
 
 def _zoo_checksum(source: Source) -> dict[str, str]:

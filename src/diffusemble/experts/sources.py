@@ -24,7 +24,7 @@ class Addition:
     """A file that is put on top of a model: LoRA, LyCORIS, textual inversion or VAE.
 
     Attributes:
-        where: the file; for a VAE also a folder or ``"zoo:<name>"``.
+        where: the file; for a VAE also a folder, a hub id or ``"zoo:<name>"``.
         weight: how much of a LoRA is taken.
         role: ``"vae"`` where only the VAE of ``where`` is meant; else what the file is decides.
     """
@@ -113,6 +113,11 @@ def is_file(text: str) -> bool:
     return _pieces(text)[0].endswith(".safetensors")
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether a text is the id of a hub repository and nothing that lies here."""
+    return _HUB_ID.fullmatch(text) is not None and not text.endswith(".safetensors") and not Path(text).exists()
+
+
 def parse_addition(text: str, model: str) -> Addition:
     """An addition to ``model`` as users write it: ``style.safetensors:0.7``, or ``vae=FILE-OR-FOLDER``.
 
@@ -128,7 +133,8 @@ def parse_addition(text: str, model: str) -> Addition:
     path = Path(where).expanduser()
     if path.suffix in PICKLES:
         raise ValueError(f"{where} is a pickle file, and opening one can run any program hidden in it. {CONVERT}")
-    known = path.is_file() or (role is not None and (path.is_dir() or where.startswith("zoo:")))
+    elsewhere = where.startswith("zoo:") or is_hub_id(where)
+    known = path.is_file() or (role is not None and (path.is_dir() or elsewhere))
     if not known or (path.is_file() and path.suffix != ".safetensors"):
         raise ValueError(
             f"There is no .safetensors file {where} to add to {model} (looked in {Path.cwd()}). Behind a plus sign "

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from huggingface_hub import hf_hub_download
 
 from diffusemble.experts.assembly import choose, empty, fill
 from diffusemble.experts.checksums import sha256
@@ -16,7 +17,7 @@ from diffusemble.experts.formats.checkpoint import open_checkpoint
 from diffusemble.experts.formats.contents import VAE, VAE_STARTS, contents_of
 from diffusemble.experts.formats.header import Header, read_header
 from diffusemble.experts.layouts.parts import vae_layouts
-from diffusemble.experts.sources import Addition
+from diffusemble.experts.sources import Addition, is_hub_id
 
 
 def other_vae(own: Any, added: Addition, dtype: torch.dtype) -> tuple[Any, str]:
@@ -54,6 +55,8 @@ def _folder(where: str) -> Path | None:
         from diffusemble import zoo
 
         return zoo.folder(where.removeprefix("zoo:")) / "vae"
+    if is_hub_id(where):
+        return _fetched(where)
     path = Path(where).expanduser()
     if path.is_file():
         return None
@@ -61,6 +64,24 @@ def _folder(where: str) -> Path | None:
     if not (inside / "config.json").is_file():
         raise ValueError(f"{path} has no VAE: neither a folder vae nor a config.json. Give a VAE's folder or file.")
     return inside
+
+
+def _fetched(where: str) -> Path:
+    """The folder of a VAE on the hub, downloaded if need be: a repository of its own, or a pipeline's."""
+    repository, _, revision = where.partition("@")
+    for part in ("", "vae/"):
+        try:
+            files = [
+                hf_hub_download(repository, f"{part}{name}", revision=revision or None)
+                for name in ("config.json", "diffusion_pytorch_model.safetensors")
+            ]
+            return Path(files[0]).parent
+        except (OSError, ValueError) as problem:
+            error = problem
+    raise ValueError(
+        f"The VAE {where} is not a local path, and no repository with a VAE in safetensors could be fetched under this "
+        f"name ({first_sentence(error)}). Check the spelling and the connection."
+    )
 
 
 def _from_folder(place: Path, dtype: torch.dtype) -> Any:
