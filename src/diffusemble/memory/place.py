@@ -91,8 +91,8 @@ class Placement:
         for scene in self.bundles.values():
             scene.bundle.unpack(self.origin)
         self.bundles, self.handles, self.staged = {}, [], []
-        parts: list[nn.Module] = [*encoders_of(self.ensemble), *_there(vae_of(self.ensemble))]
-        for module in [self.ensemble, *parts]:
+        modules: list[nn.Module] = [self.ensemble, *encoders_of(self.ensemble), *_there(vae_of(self.ensemble))]
+        for module in modules:
             _move(weights_of([module]), self.origin)
 
     def __enter__(self) -> Placement:

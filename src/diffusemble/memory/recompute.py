@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from diffusemble.blocks.base import Blocks, Feature, Flow
 from diffusemble.ensemble import EnsembleDenoiser
@@ -87,7 +88,8 @@ class _Again(torch.autograd.Function):
         wanted = [tensor for tensor in inputs if tensor.requires_grad]
         # The weights must stay until the gradients are there: what autograd keeps are views on them.
         with block.there():
-            with torch.enable_grad(), block.precision:
+            # What is kept here is gone in a moment; hooks that follow what a step keeps have nothing to do with it.
+            with torch.enable_grad(), block.precision, saved_tensors_hooks(_same, _same):
                 outputs = block.run(inputs, raw=True)
             pairs = [
                 (output, gradient)
@@ -100,6 +102,10 @@ class _Again(torch.autograd.Function):
                 )
             )
         return (None, *(next(found) if tensor.requires_grad else None for tensor in inputs))
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _autocast(like: Tensor) -> AbstractContextManager[Any]:

@@ -18,6 +18,8 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from diffusemble.aggregators.base import Aggregator
 from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.memory.recompute import recompute_blocks
+from diffusemble.output_ensemble import OutputEnsembleDenoiser
 from diffusemble.settings import load_config
 from diffusemble.training.config import RunConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
@@ -109,7 +111,11 @@ def place(ensemble: EnsembleDenoiser, config: RunConfig, device: torch.device) -
         if weight.requires_grad:
             weight.data = weight.data.float()
     if config.gradient_checkpointing:
-        ensemble.enable_gradient_checkpointing()
+        frozen = not any(weight.requires_grad for weight in ensemble.denoisers.parameters())
+        if frozen and not isinstance(ensemble, OutputEnsembleDenoiser):
+            recompute_blocks(ensemble)
+        else:
+            ensemble.enable_gradient_checkpointing()
         if isinstance(ensemble.aggregator, Aggregator):
             ensemble.aggregator.gradient_checkpointing = True
     return ensemble
