@@ -20,7 +20,7 @@ ATOL = 2e-5
 SMALL = {"height": 16, "width": 16}
 
 
-def copies(expert: Expert, n: int = N) -> EnsembleDenoiser:
+def copies(expert: Expert, n: int = 2) -> EnsembleDenoiser:
     """An ensemble of n experts that are all the same."""
     return EnsembleDenoiser(
         [Expert(f"copy {i}", expert.denoiser, expert.components, expert.pipeline_class) for i in range(n)]
@@ -48,7 +48,7 @@ def draw(pipeline: Any, **options: Any) -> np.ndarray:
     settings = {
         "prompt": PROMPT,
         "negative_prompt": NEGATIVE,
-        "num_inference_steps": 3,
+        "num_inference_steps": 2,
         "guidance_scale": 4.0,
         "output_type": "np",
         "generator": torch.Generator().manual_seed(11),

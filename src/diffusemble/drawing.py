@@ -160,12 +160,10 @@ def choose_maps(ensemble: EnsembleDenoiser, config: GenerateConfig) -> MapChoice
 # -- parts of the above ------------------------------------------------------------------------------------------------
 
 
-def _run(
-    stages: tuple[Any, Any | None],
-    jobs: Sequence[tuple[str, int]],
-    config: GenerateConfig,
-    report: Callable[[float], None],
-) -> Any:
+Tell = Callable[[float], None]
+
+
+def _run(stages: tuple[Any, Any | None], jobs: Sequence[tuple[str, int]], config: GenerateConfig, report: Tell) -> Any:
     """One batch of pictures, by a pipeline and perhaps another that refines what it drew."""
 
     def step_done(pipe: Any, index: int, time: Any, state: dict[str, Any]) -> dict[str, Any]:

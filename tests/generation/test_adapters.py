@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from diffusemble import EnsembleDenoiser, guidance_interval, load_experts
+from diffusemble.adapted import adapted_pipeline, adapter_call
 from diffusemble.config import GenerateConfig
 from diffusemble.drawing import build_scheduler
 from diffusemble.generation import build_ensemble, generate
@@ -69,15 +70,27 @@ def _image_encoder() -> Any:
 
 
 def config_of(home: Path, **settings: Any) -> GenerateConfig:
-    fixed = {"prompts": ["a fox"], "seeds": [SEED], "steps": 3, "guidance": 4.0, "device": "cpu"}
+    fixed = {"prompts": ["a fox"], "seeds": [SEED], "steps": 2, "guidance": 4.0, "device": "cpu"}
     return GenerateConfig(**{**fixed, "experts": _experts(home), **settings})
+
+
+@pytest.fixture(scope="module")
+def together(home: Path) -> EnsembleDenoiser:
+    """Both experts."""
+    return ensemble_of(home)
+
+
+@pytest.fixture(scope="module")
+def plain(home: Path) -> Image.Image:
+    """What the experts draw without anything."""
+    return drawn(config_of(home))
 
 
 def by_hand(pipeline: Any, **call: Any) -> Image.Image:
     pipeline.scheduler = build_scheduler("ddim", pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     generator = [torch.Generator("cpu").manual_seed(SEED)]
-    return pipeline(["a fox"], num_inference_steps=3, guidance_scale=4.0, generator=generator, **call).images[0]
+    return pipeline(["a fox"], num_inference_steps=2, guidance_scale=4.0, generator=generator, **call).images[0]
 
 
 def ensemble_of(home: Path, added: str = "") -> EnsembleDenoiser:
@@ -92,11 +105,11 @@ def same(one: Image.Image, other: Image.Image) -> bool:
     return one.tobytes() == other.tobytes()
 
 
-def test_loras_reach_every_expert(home: Path) -> None:
+def test_loras_reach_every_expert(home: Path, plain: Image.Image) -> None:
     lora = f"{home / 'ink.safetensors'}:0.7"
     ours = drawn(config_of(home, loras=lora))
     assert same(ours, by_hand(ensemble_of(home, f"+{lora}").pipeline()))
-    assert not same(ours, drawn(config_of(home)))
+    assert not same(ours, plain)
 
 
 def test_loras_reach_every_expert_of_a_saved_ensemble(home: Path) -> None:
@@ -108,25 +121,25 @@ def test_loras_reach_every_expert_of_a_saved_ensemble(home: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), expected.parameters(), strict=True))
 
 
-def test_controlnets_act_as_given_by_hand(home: Path) -> None:
-    one = {"model": str(home / "edges"), "image": str(home / "hint.png"), "weight": 0.8, "start": 0.1, "end": 0.9}
+def test_controlnets_act_as_given_by_hand(home: Path, plain: Image.Image, together: EnsembleDenoiser) -> None:
+    one = {"model": str(home / "edges"), "image": str(home / "hint.png"), "weight": 0.8, "start": 0.4, "end": 1.0}
     hint, size = Image.open(home / "hint.png"), {"height": SIDE, "width": SIDE}
     net = controlnet(small_pipeline(0).unet)
-    pipeline = ensemble_of(home).pipeline(StableDiffusionControlNetPipeline, controlnet=net)
-    shares = {"control_guidance_start": 0.1, "control_guidance_end": 0.9}
+    pipeline = together.pipeline(StableDiffusionControlNetPipeline, controlnet=net)
+    shares = {"control_guidance_start": 0.4, "control_guidance_end": 1.0}
     expected = by_hand(pipeline, image=hint, controlnet_conditioning_scale=0.8, **shares, **size)
     ours = drawn(config_of(home, controlnets=one))
     assert same(ours, expected)
-    assert not same(ours, drawn(config_of(home)))
-    second = {**one, "image": str(home / "like.png"), "weight": 0.5, "start": 0.0, "end": 1.0}
-    pipeline = ensemble_of(home).pipeline(StableDiffusionControlNetPipeline, controlnet=[net, net])
-    shares = {"control_guidance_start": [0.1, 0.0], "control_guidance_end": [0.9, 1.0]}
+    assert not same(ours, plain)
+    second = {**one, "image": str(home / "like.png"), "weight": 0.5, "start": 0.0, "end": 0.5}
+    pipeline = together.pipeline(StableDiffusionControlNetPipeline, controlnet=[net, net])
+    shares = {"control_guidance_start": [0.4, 0.0], "control_guidance_end": [1.0, 0.5]}
     weights = {"controlnet_conditioning_scale": [0.8, 0.5]}
     expected = by_hand(pipeline, image=[hint, Image.open(home / "like.png")], **weights, **shares, **size)
     assert same(drawn(config_of(home, controlnets=[one, second])), expected)
 
 
-def test_image_prompts_act_as_given_by_hand(home: Path) -> None:
+def test_image_prompts_act_as_given_by_hand(home: Path, plain: Image.Image) -> None:
     one = {"weights": str(home / "ip.safetensors"), "image": str(home / "like.png"), "weight": 0.6}
     processor = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
     pipeline = ensemble_of(home).pipeline(image_encoder=_image_encoder(), feature_extractor=processor)
@@ -137,7 +150,7 @@ def test_image_prompts_act_as_given_by_hand(home: Path) -> None:
     like, size = Image.open(home / "like.png"), {"height": SIDE, "width": SIDE}
     ours = drawn(config_of(home, image_prompts=one))
     assert same(ours, by_hand(pipeline, ip_adapter_image=like, **size))
-    assert not same(ours, drawn(config_of(home)))
+    assert not same(ours, plain)
     left = torch.zeros(1, 1, SIDE, SIDE)
     left[..., : SIDE // 2] = 1
     masked = drawn(config_of(home, image_prompts=[{**one, "mask": str(home / "left.png")}]))
@@ -146,27 +159,34 @@ def test_image_prompts_act_as_given_by_hand(home: Path) -> None:
     assert not same(masked, ours)
 
 
-def test_free_u_and_guidance_act_as_given_by_hand(home: Path) -> None:
+def test_free_u_and_guidance_act_as_given_by_hand(home: Path, together: EnsembleDenoiser) -> None:
     factors = {"s1": 0.6, "s2": 0.4, "b1": 1.4, "b2": 1.6}
-    pipeline = ensemble_of(home).pipeline()
+    pipeline = together.pipeline()
     pipeline.enable_freeu(**factors)
-    with guidance_interval(pipeline, 0.3, 0.9):
+    with guidance_interval(pipeline, 0.0, 0.5):
         expected = by_hand(pipeline, guidance_rescale=0.7)
-    config = config_of(home, freeu=factors, guidance_rescale=0.7, guidance_interval=[0.3, 0.9])
+        assert not same(expected, by_hand(pipeline))
+    assert not same(expected, by_hand(pipeline, guidance_rescale=0.7))
+    pipeline.disable_freeu()
+    with guidance_interval(pipeline, 0.0, 0.5):
+        assert not same(expected, by_hand(pipeline, guidance_rescale=0.7))
+    config = config_of(home, freeu=factors, guidance_rescale=0.7, guidance_interval=[0.0, 0.5])
     assert same(drawn(config), expected)
-    for left_out in ("freeu", "guidance_rescale", "guidance_interval"):
-        assert not same(drawn(config.model_copy(update={left_out: config_of(home).__dict__[left_out]})), expected)
 
 
 def test_a_picture_with_adapters_is_drawn_again_from_its_file(home: Path, tmp_path: Path) -> None:
     net = {"model": str(home / "edges"), "image": str(home / "hint.png")}
     prompt = {"weights": str(home / "ip.safetensors"), "image": str(home / "like.png")}
     lora = f"{home / 'ink.safetensors'}:0.5"
-    run = generate(config_of(home, loras=lora, controlnets=net, image_prompts=prompt, guidance_interval=[0, 0.5]))
+    adapters = {"loras": lora, "controlnets": net, "image_prompts": prompt, "guidance_interval": [0, 0.5]}
+    run = generate(config_of(home, prompts=["a fox", "an owl"], **adapters))
     saved = run.save(tmp_path)
     again = generate(load_config(GenerateConfig, saved.pictures[0]))
     assert again.config == run.config
-    assert same(again.pictures[0].image, run.pictures[0].image)
+    for one, other in zip(again.pictures, run.pictures, strict=True):
+        assert same(one.image, other.image)
+    alone = np.asarray(drawn(config_of(home, prompts=["an owl"], **adapters))).astype(int)
+    assert np.abs(alone - np.asarray(run.pictures[1].image).astype(int)).max() <= 1
 
 
 Wrong = Callable[[Path], dict[str, Any]]
@@ -198,15 +218,6 @@ WRONG: dict[str, tuple[Wrong, str]] = {
         r"holds no image encoder .* Set image_prompts\.encoder",
     ),
     "missing mask": (lambda home: prompt_of(home, mask="none.png"), r"image_prompts\.mask: there is no file none\.png"),
-    "missing lora": (lambda home: {"loras": "none.safetensors:0.7"}, r"no \.safetensors file none\.safetensors"),
-    "controlnet at output level": (
-        lambda home: {**net_of(home), "level": "output"},
-        r"controlnets are made for one architecture, .* Use level: block",
-    ),
-    "image prompt at output level": (
-        lambda home: {**prompt_of(home), "level": "output"},
-        r"image_prompts are made for one architecture, .* Use level: block",
-    ),
     "rescaled with a controlnet": (
         lambda home: {**net_of(home), "guidance_rescale": 0.5},
         "guidance_rescale: diffusers' StableDiffusionControlNetPipeline does not know it",
@@ -215,49 +226,17 @@ WRONG: dict[str, tuple[Wrong, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_used_is_named(name: str, home: Path) -> None:
+def test_what_cannot_be_used_is_named(name: str, home: Path, together: EnsembleDenoiser) -> None:
     settings, message = WRONG[name]
+    config = config_of(home, **settings(home))
     with pytest.raises(ValueError, match=message):
-        generate(config_of(home, **settings(home)))
+        adapter_call(adapted_pipeline(together, config), config)
 
 
-UNREADABLE: dict[str, tuple[dict[str, Any], str]] = {
-    "interval": ({"guidance_interval": [0.6, 0.4]}, "the first share must be below the second; got"),
-    "share": ({"guidance_interval": [0.0, 1.4]}, r"guidance_interval\.1 .* got 1\.4"),
-    "end before start": (
-        {"controlnets": {"model": "m", "image": "i", "start": 0.5, "end": 0.2}},
-        "a ControlNet acts from 'start' to a later 'end'; got 0.5 and 0.2",
-    ),
-    "pickle": ({"image_prompts": {"weights": "ip.bin", "image": "i"}}, "pickles can run programs; got 'ip.bin'"),
-    "typo": ({"controlnets": [{"model": "m", "image": "i", "wait": 1}]}, r"there is no key 'controlnets\.0\.wait'"),
-    "one mask of two": (
-        {
-            "image_prompts": [
-                {"weights": "a.safetensors", "image": "i", "mask": "m"},
-                {"weights": "b.safetensors", "image": "i"},
-            ]
-        },
-        "give a 'mask' to every one of them, or to none",
-    ),
-    "two encoders": (
-        {
-            "image_prompts": [
-                {"weights": "a.safetensors", "image": "i", "encoder": "e"},
-                {"weights": "b.safetensors", "image": "i"},
-            ]
-        },
-        "one image encoder; give all of them the same 'encoder'",
-    ),
-    "factor": ({"freeu": {"s1": 0.9, "s2": 0.2, "b1": 1.2}}, r"freeu\.b2.* missing"),
-    "memory": (
-        {"memory_budget": "8GB", "controlnets": {"model": "m", "image": "i"}},
-        "memory_budget does not count ControlNets and image prompts",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", UNREADABLE)
-def test_keys_that_cannot_be_are_named(name: str) -> None:
-    settings, message = UNREADABLE[name]
-    with pytest.raises(ValueError, match=message):
-        load_config(GenerateConfig, None, (), prompts=["a fox"], **settings)
+def test_what_reaches_no_expert_is_named(home: Path) -> None:
+    with pytest.raises(ValueError, match=r"no \.safetensors file none\.safetensors"):
+        generate(config_of(home, loras="none.safetensors:0.7"))
+    apart = build_ensemble(config_of(home, level="output"))
+    for key, config in (("controlnets", net_of(home)), ("image_prompts", prompt_of(home))):
+        with pytest.raises(ValueError, match=rf"{key} are made for one architecture, .* Use level: block"):
+            adapted_pipeline(apart, config_of(home, **config))

@@ -17,6 +17,7 @@ from diffusemble.config import GenerateConfig
 from diffusemble.drawing import build_scheduler
 from diffusemble.generation import generate
 from diffusemble.settings import load_config
+from diffusemble.two_stages import refiner_pipeline
 from ensembles import different
 from stock import sdxl, small_pipeline
 from tiny import tiny_refiner, tiny_scheduler
@@ -36,7 +37,7 @@ def config_of(home: Path, **refiner: Any) -> GenerateConfig:
         prompts=["a fox"],
         negative="dull",
         seeds=[3],
-        steps=5,
+        steps=3,
         guidance=4.0,
         device="cpu",
         experts=[str(home / f"base{seed}") for seed in range(2)],
@@ -46,7 +47,7 @@ def config_of(home: Path, **refiner: Any) -> GenerateConfig:
 
 def test_two_stages_from_the_command_line_are_those_by_hand(home: Path, tmp_path: Path) -> None:
     stages = [f"--{kind}={home / name}{seed}" for kind, name in STAGES for seed in range(2)]
-    options = ["--negative=dull", "--seed=3", "--steps=5", "--guidance=4", "--refine-from=0.6", "--set=device=cpu"]
+    options = ["--negative=dull", "--seed=3", "--steps=3", "--guidance=4", "--refine-from=0.6", "--set=device=cpu"]
     run = CliRunner().invoke(app, ["generate", "a fox", *stages, *options, f"--out={tmp_path}"])
     assert run.exit_code == 0, run.output
     (file,) = tmp_path.glob("*.png")
@@ -54,7 +55,7 @@ def test_two_stages_from_the_command_line_are_those_by_hand(home: Path, tmp_path
 
     first = different([sdxl(seed)[0] for seed in range(2)]).pipeline()
     second = different([tiny_refiner(seed) for seed in range(2)]).pipeline()
-    call = {"prompt": ["a fox"], "negative_prompt": ["dull"], "num_inference_steps": 5, "guidance_scale": 4.0}
+    call = {"prompt": ["a fox"], "negative_prompt": ["dull"], "num_inference_steps": 3, "guidance_scale": 4.0}
     for pipeline in (first, second):
         pipeline.scheduler = build_scheduler("ddim", pipeline.scheduler.config)
         pipeline.set_progress_bar_config(disable=True)
@@ -72,26 +73,24 @@ STAGES = (("experts", "base"), ("refiner-experts", "refiner"))
 def test_every_step_is_told_once_and_both_stages_are_recorded(home: Path) -> None:
     shares: list[float] = []
     drawn = generate(config_of(home), lambda share, what: shares.append(share))
-    assert shares == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert shares == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
     made = drawn.config.made_with
     assert made is not None
     assert [expert.name for expert in made.experts] == ["base0", "base1", "refiner0", "refiner1"]
 
 
-def test_refiners_of_another_kind_are_refused(home: Path, tmp_path: Path) -> None:
-    small_pipeline(0).save_pretrained(tmp_path / "sd")
+def test_refiners_of_another_kind_are_refused() -> None:
+    base, first = sdxl(0)[0], small_pipeline(0)
     with pytest.raises(ValueError, match=r"StableDiffusionPipeline always draws to the end\. Two stages are for SDXL"):
-        generate(config_of(home).model_copy(update={"experts": (str(tmp_path / "sd"),)}))
+        refiner_pipeline(different([tiny_refiner(0)]), first)
     refiner = tiny_refiner(0)
     refiner.register_modules(scheduler=tiny_scheduler(beta_end=0.02))
-    refiner.save_pretrained(tmp_path / "scheduled")
     with pytest.raises(ValueError, match="trained with another noise schedule than those of the first stage"):
-        generate(config_of(home, experts=[str(tmp_path / "scheduled")]))
+        refiner_pipeline(different([refiner]), base)
     refiner = tiny_refiner(0)
     refiner.vae.register_to_config(scaling_factor=0.5)
-    refiner.save_pretrained(tmp_path / "scaled")
     with pytest.raises(ValueError, match=r"refiner: its experts' latents are .*0\.5.* Use refiners of the same"):
-        generate(config_of(home, experts=[str(tmp_path / "scaled")]))
+        refiner_pipeline(different([refiner]), base)
 
 
 def test_a_refiner_reads_with_its_own_encoders(home: Path) -> None:

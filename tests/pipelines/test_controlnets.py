@@ -35,7 +35,7 @@ def small_sdxl(seed: int = 0) -> Any:
 
 HINT, SEVERAL = picture(2), [picture(2), picture(3)]
 STRENGTHS = {"controlnet_conditioning_scale": [1.0, 0.5], "control_guidance_end": [1.0, 0.6]}
-IMG2IMG = {"image": picture(), "strength": 0.7, "num_inference_steps": 5}
+IMG2IMG = {"image": picture(), "strength": 0.7, "num_inference_steps": 3}
 INPAINT = {"image": picture(), "mask_image": mask(), "strength": 1.0, **SMALL}
 
 Make = Callable[[Any], Any]
@@ -54,14 +54,14 @@ def multi_net(unet: Any) -> Any:
 
 
 CONTROLLED: dict[str, tuple[Callable[..., Any], type, Make, dict[str, Any]]] = {
-    "one": (tiny_pipeline, StableDiffusionControlNetPipeline, one_net, {"image": HINT}),
+    "one": (small_pipeline, StableDiffusionControlNetPipeline, one_net, {"image": HINT}),
     "guess mode": (
         small_pipeline,
         StableDiffusionControlNetPipeline,
         one_net,
         {"image": HINT, "guess_mode": True, "controlnet_conditioning_scale": 0.8},
     ),
-    "two": (tiny_pipeline, StableDiffusionControlNetPipeline, two_nets, {"image": SEVERAL, **STRENGTHS}),
+    "two": (small_pipeline, StableDiffusionControlNetPipeline, two_nets, {"image": SEVERAL, **STRENGTHS}),
     "two in one model": (small_pipeline, StableDiffusionControlNetPipeline, multi_net, {"image": SEVERAL, **STRENGTHS}),
     "image to image": (
         small_pipeline,
@@ -81,7 +81,7 @@ CONTROLLED: dict[str, tuple[Callable[..., Any], type, Make, dict[str, Any]]] = {
         one_net,
         {**INPAINT, "control_image": HINT},
     ),
-    "SDXL": (tiny_sdxl_pipeline, StableDiffusionXLControlNetPipeline, one_net, {"image": HINT, **SMALL}),
+    "SDXL": (small_sdxl, StableDiffusionXLControlNetPipeline, one_net, {"image": HINT, **SMALL}),
     "SDXL, guess mode": (
         small_sdxl,
         StableDiffusionXLControlNetPipeline,

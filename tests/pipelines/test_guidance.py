@@ -18,7 +18,7 @@ from diffusers import (
 
 from diffusemble import EnsembleDenoiser, build_aggregator, guidance_interval
 from ensembles import ATOL, SMALL, controlnet, different, draw, picture, stock, unlike
-from stock import sdxl, small_pipeline
+from stock import generator, sd3, sdxl, small_pipeline
 from tiny import as_expert
 
 
@@ -70,7 +70,7 @@ def test_perturbed_attention_leaves_the_aggregators_own_attention_alone() -> Non
         return state
 
     assert np.isfinite(draw(pipeline, pag_scale=3.0, callback_on_step_end=look, **SMALL)).all()
-    assert seen == [own] * 3
+    assert seen == [own] * 2
     pipeline.set_pag_applied_layers(["nowhere"])
     with pytest.raises(ValueError, match="Cannot find PAG layer to set attention processor for: nowhere"):
         draw(pipeline, pag_scale=3.0, **SMALL)
@@ -146,6 +146,21 @@ def test_an_interval_holds_with_a_controlnet() -> None:
             drawn.append(draw(pipeline, image=picture(2)))
     np.testing.assert_allclose(drawn[1], drawn[0], atol=ATOL)
     assert unlike(drawn[0], draw(stock(cls, whole[0], controlnet=net), image=picture(2)), 1e-3)
+
+
+def test_an_interval_holds_for_transformers() -> None:
+    pipeline, call = sd3()
+
+    def one(**changed: Any) -> np.ndarray:
+        return pipeline(**{**call, **changed}, generator=generator(1)).images
+
+    whole = one()
+    with guidance_interval(pipeline):
+        np.testing.assert_array_equal(one(), whole)
+    with guidance_interval(pipeline, 0.0, 0.0):
+        none = one()
+    np.testing.assert_allclose(none, one(guidance_scale=1.0), atol=ATOL)
+    assert unlike(none, whole, 1e-3)
 
 
 @pytest.mark.parametrize("shares", [(-0.1, 1.0), (0.0, 1.5), (0.6, 0.4)])

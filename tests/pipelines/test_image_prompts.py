@@ -14,7 +14,7 @@ from unet_inputs import IMAGE_WIDTH, image_prompt_weights, randn
 
 BUILDS = {"SD": small_pipeline, "SDXL": lambda seed=0: sdxl(seed)[0]}
 QUIET = {"subfolder": None, "weight_name": "none", "image_encoder_folder": None}
-SHORT = {**SMALL, "num_inference_steps": 2}
+SHORT = {**SMALL, "num_inference_steps": 1}
 LEFT = torch.zeros(1, 1, 16, 16)
 LEFT[..., :8] = 1
 STYLE = {"up": {"block_1": [0.0, 1.0]}}

@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline, StableDiffusionImg2ImgPipeline
+from diffusers import StableDiffusionImg2ImgPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 
-from diffusemble import EnsembleDenoiser, OutputEnsembleDenoiser, pack_text
-from diffusemble.experts.expert import Expert
+from diffusemble import EnsembleDenoiser, OutputEnsembleDenoiser
 from ensembles import ATOL, SMALL, different, draw, unlike
-from stock import flux, sdxl, small_pipeline
+from stock import sdxl, small_pipeline
 from tiny import as_expert
 
-SHORT = {**SMALL, "num_inference_steps": 2}
+SHORT = {**SMALL, "num_inference_steps": 1, "guidance_scale": 1.0}
 LAYERS = {"unet": ["to_q", "to_v", "ff.net.2"], "text_encoder": ["q_proj", "out_proj"]}
 LAYERS["text_encoder_2"] = LAYERS["text_encoder"]
 
@@ -39,7 +38,7 @@ def lora(build: Any, seed: int, parts: tuple[str, ...] = tuple(LAYERS)) -> dict[
             torch.manual_seed(seed)
             model.add_adapter(LoraConfig(r=2, target_modules=LAYERS[part], init_lora_weights=False))
             weights = get_peft_model_state_dict(model, adapter_name="default")
-            found |= {f"{part}.{key}": 2 * value for key, value in convert_state_dict_to_diffusers(weights).items()}
+            found |= {f"{part}.{key}": 4 * value for key, value in convert_state_dict_to_diffusers(weights).items()}
     return found
 
 
@@ -77,28 +76,9 @@ def test_two_equal_experts_draw_with_loras_what_one_draws(name: str, tmp_path: P
         step("again", pipeline)
     for what, (expected, ours) in drawn.items():
         np.testing.assert_allclose(ours, expected, atol=ATOL, err_msg=what)
-        assert unlike(expected, plain) == (what not in ("off", "unloaded")), what
+        assert unlike(expected, plain, 1e-3) == (what not in ("off", "unloaded")), what
     assert together.get_list_adapters() == alone.get_list_adapters()
     assert together.get_active_adapters() == alone.get_active_adapters() == ["ink"]
-
-
-def test_a_lora_of_flux_reaches_every_transformer() -> None:
-    (alone, call), trained = flux(0), flux(0)[0].transformer
-    torch.manual_seed(1)
-    trained.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(trained))
-    parts = {name: part for name, part in alone.components.items() if part is not None}
-    experts = [Expert(f"expert {number}", flux(0)[0].transformer, parts) for number in range(2)]
-    none = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    together = EnsembleDenoiser(experts).pipeline(FluxPipeline, **none)
-    packed = {name: pack_text([value] * 2) if "embeds" in name else value for name, value in call.items()}
-    drawn = []
-    for pipeline, given in ((alone, call), (together, packed)):
-        for _ in range(2):
-            drawn.append(pipeline(**given, generator=torch.Generator().manual_seed(1)).images)
-            pipeline.load_lora_weights({f"transformer.{key}": value for key, value in weights.items()})
-    np.testing.assert_allclose(drawn[2:], drawn[:2], atol=ATOL)
-    assert unlike(drawn[0], drawn[1], 1e-3)
 
 
 def test_a_lora_takes_the_place_of_another() -> None:
@@ -107,17 +87,17 @@ def test_a_lora_takes_the_place_of_another() -> None:
         pipeline.enable_lora_hotswap(target_rank=2)
         for seed, swap in ((1, False), (2, True)):
             pipeline.load_lora_weights(lora(small_pipeline, seed, ("unet",)), adapter_name="ink", hotswap=swap)
-            drawn.append(draw(pipeline, **SMALL))
+            drawn.append(draw(pipeline, **SHORT))
     np.testing.assert_allclose(drawn[2:], drawn[:2], atol=ATOL)
-    assert unlike(drawn[0], drawn[1])
+    assert unlike(drawn[0], drawn[1], 1e-3)
 
 
 def test_a_lora_reaches_every_expert_and_its_text_encoder() -> None:
     whole = [small_pipeline(seed) for seed in range(2)]
     pipeline = different(whole).pipeline()
-    before = draw(pipeline, **SMALL)
+    before = draw(pipeline, **SHORT)
     pipeline.load_lora_weights(lora(small_pipeline, 1))
-    assert unlike(draw(pipeline, **SMALL), before)
+    assert unlike(draw(pipeline, **SHORT), before, 1e-3)
     for one in whole:
         for part in (one.unet, one.text_encoder):
             assert list(part.peft_config) == ["default_0"]
@@ -145,7 +125,7 @@ def test_text_loras_are_refused_before_anything_is_loaded_where_they_would_not_r
     pipeline.load_lora_weights(lora(small_pipeline, 1, ("unet",)), adapter_name="ink")
     assert list(ensemble.peft_config) == ["ink"]
     apart = OutputEnsembleDenoiser([as_expert(small_pipeline(seed), f"expert {seed}") for seed in range(2)])
-    with pytest.raises(ValueError, match=r"at output level, add the LoRA to the experts: load_experts"):
+    with pytest.raises(ValueError, match=r"Add it to the experts it fits when you load them: load_experts"):
         apart.pipeline().load_lora_weights(lora(small_pipeline, 1))
     assert not hasattr(apart, "peft_config")
 

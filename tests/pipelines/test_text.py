@@ -66,7 +66,7 @@ def test_a_plain_embedding_is_refused_with_the_remedy() -> None:
     embedding = whole.encode_prompt(PROMPT, "cpu", 1, False)[0]
     with pytest.raises(ValueError, match=r"does not divide by the 3 experts.*pack_text"):
         draw(
-            copies(as_expert(whole)).pipeline(),
+            copies(as_expert(whole), N).pipeline(),
             prompt=None,
             negative_prompt=None,
             prompt_embeds=embedding,

@@ -12,8 +12,8 @@ from ensembles import ATOL, NEGATIVE, PROMPT, SMALL, different, unlike
 from stock import sdxl
 from tiny import tiny_refiner
 
-CALL = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": 5, "guidance_scale": 4.0}
-SPLIT = 0.6
+CALL = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": 3, "guidance_scale": 4.0}
+SPLIT = 0.5
 
 
 def base(seed: int = 0) -> Any:
@@ -38,8 +38,8 @@ def test_two_equal_bases_and_two_equal_refiners_draw_what_one_of_each_draws() ->
 
 
 def test_ensembles_of_different_sizes_follow_each_other() -> None:
-    bases = different([base(0), base(1), base(2)]).pipeline()
-    refiners = [different([tiny_refiner(seed) for seed in seeds]).pipeline() for seeds in ((0,), (1,), (0, 1))]
+    bases = different([base(0), base(1)]).pipeline()
+    refiners = [different([tiny_refiner(seed) for seed in seeds]).pipeline() for seeds in ((0,), (0, 1))]
     drawn = [two_stages(bases, refiner) for refiner in refiners]
     assert all(unlike(one, other, 1e-3) for i, one in enumerate(drawn) for other in drawn[:i])
 

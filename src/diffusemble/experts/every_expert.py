@@ -16,12 +16,14 @@ class EveryExpert:
     """
 
     @classmethod
-    def load_lora_into_text_encoder(cls, weights: Any, network_alphas: Any, text_encoder: Any, **options: Any) -> None:
+    def load_lora_into_text_encoder(
+        cls, state_dict: Any, network_alphas: Any, text_encoder: Any, **options: Any
+    ) -> None:
         """Load one LoRA into the text encoder of every expert."""
         stock: Any = super()
         name = options.pop("adapter_name", None) or f"default_{len(getattr(text_encoder, 'peft_config', ()))}"
         for encoder in getattr(text_encoder, "members", (text_encoder,)):
-            stock.load_lora_into_text_encoder(dict(weights), network_alphas, encoder, adapter_name=name, **options)
+            stock.load_lora_into_text_encoder(dict(state_dict), network_alphas, encoder, adapter_name=name, **options)
 
     def set_ip_adapter_scale(self, scale: Any) -> None:
         """Set the scale of every expert's IP-Adapters, as in diffusers: numbers, or dictionaries by block."""
