@@ -36,6 +36,9 @@ FLOW_SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 DEFAULT_POINTS = DEFAULT_STEPS = 6
 
+Tell = Callable[[float], None]
+"""Called with the share that is done, 0 to 1."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -59,7 +62,7 @@ def draw(
     ensemble: EnsembleDenoiser,
     config: GenerateConfig,
     choice: MapChoice | None = None,
-    tell: Callable[[float], None] = lambda share: None,
+    tell: Tell = lambda share: None,
     refiner: EnsembleDenoiser | None = None,
 ) -> tuple[Picture, ...]:
     """Draw every prompt with every seed.
@@ -158,9 +161,6 @@ def choose_maps(ensemble: EnsembleDenoiser, config: GenerateConfig) -> MapChoice
 
 
 # -- parts of the above ------------------------------------------------------------------------------------------------
-
-
-Tell = Callable[[float], None]
 
 
 def _run(stages: tuple[Any, Any | None], jobs: Sequence[tuple[str, int]], config: GenerateConfig, report: Tell) -> Any:
