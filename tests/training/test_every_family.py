@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,28 +47,28 @@ def measured(folder: Path) -> list[float]:
 
 
 @pytest.fixture(scope="session")
-def runs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of every family that nobody interrupted."""
+def whole_of(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A run of a family that nobody interrupted."""
     root = tmp_path_factory.mktemp("families")
-    return {name: train(family_config(pictures, root / name), experts_of(name)) for name in PIPELINES}
+    return cache(lambda family: train(family_config(pictures, root / family), experts_of(family)))
 
 
 @pytest.mark.parametrize("family", PIPELINES)
-def test_the_held_out_loss_falls(runs: dict[str, Path], family: str) -> None:
-    first, _, last = measured(runs[family])
+def test_the_held_out_loss_falls(whole_of: Callable[[str], Path], family: str) -> None:
+    first, _, last = measured(whole_of(family))
     assert last < 0.8 * first
 
 
 @pytest.mark.parametrize("family", NEW)
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(
-    pictures: Path, tmp_path: Path, runs: dict[str, Path], family: str
+    pictures: Path, tmp_path: Path, whole_of: Callable[[str], Path], family: str
 ) -> None:
     config = family_config(pictures, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         train(config, experts_of(family), stop_at(7))  # one step after the last checkpoint
     train(config, experts_of(family))
-    assert same_log(tmp_path / "run") == same_log(runs[family])
-    one, other = (load_file(folder / "aggregator.safetensors") for folder in (tmp_path / "run", runs[family]))
+    assert same_log(tmp_path / "run") == same_log(whole_of(family))
+    one, other = (load_file(folder / "aggregator.safetensors") for folder in (tmp_path / "run", whole_of(family)))
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
@@ -104,7 +106,7 @@ def test_parts_and_checkpointing_change_memory_alone(pictures: Path, tmp_path: P
 
 @pytest.mark.parametrize("family", NEW)
 def test_experts_in_half_the_bytes_train_an_exact_aggregator(
-    pictures: Path, tmp_path: Path, runs: dict[str, Path], family: str
+    pictures: Path, tmp_path: Path, whole_of: Callable[[str], Path], family: str
 ) -> None:
     experts, samples = experts_of(family), {"prompts": "picture 0", "steps": 2, "guidance": 3, "every": 2}
     config = family_config(pictures, tmp_path / "run", precision="bf16", steps=2, samples=samples)
@@ -113,7 +115,7 @@ def test_experts_in_half_the_bytes_train_an_exact_aggregator(
     assert experts[0].components["vae"].dtype == torch.float32
     weights = load_file(tmp_path / "run" / "aggregator.safetensors")
     assert all(weight.dtype == torch.float32 for weight in weights.values())
-    for mine, exact in zip(read_log(tmp_path / "run")[:3], read_log(runs[family])[:3], strict=True):
+    for mine, exact in zip(read_log(tmp_path / "run")[:3], read_log(whole_of(family))[:3], strict=True):
         for name in {"loss", "held_out"} & mine.keys():
             assert mine[name] == pytest.approx(exact[name], rel=0.05)
     assert (tmp_path / "run" / "sheets" / "step-000002.png").is_file()
@@ -145,7 +147,7 @@ def picture_of(ensemble: EnsembleDenoiser) -> np.ndarray:
     return pipeline("picture 3", generator=torch.Generator().manual_seed(0), **given).images[0]
 
 
-def test_two_processes_learn_what_one_learns(pictures: Path, tmp_path: Path, runs: dict[str, Path]) -> None:
+def test_two_processes_learn_what_one_learns(pictures: Path, tmp_path: Path, whole_of: Callable[[str], Path]) -> None:
     shutil.copytree(pictures, tmp_path / "pictures")
     config = family_config(tmp_path / "pictures", tmp_path / "run", accumulate=2)
     (tmp_path / "run.json").write_text(config.model_dump_json())
@@ -155,7 +157,7 @@ def test_two_processes_learn_what_one_learns(pictures: Path, tmp_path: Path, run
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tests / "training"), str(tests)])}
     command = [sys.executable, *launcher, *more, str(tmp_path / "run.json"), "flux"]
     subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=600)
-    for mine, alone in zip(read_log(tmp_path / "run"), read_log(runs["flux"]), strict=True):
+    for mine, alone in zip(read_log(tmp_path / "run"), read_log(whole_of("flux")), strict=True):
         assert mine["step"] == alone["step"]
         for name in {"loss", "norm", "rate", "held_out"} & alone.keys():
             # Sums in another order: exact to rounding at first, and then as far as twelve steps carry it.
