@@ -131,7 +131,8 @@ class EnsembleConfig(Schema):
 
     Attributes:
         experts: folders, hub ids, ``.safetensors`` files, ``zoo:<name>`` or ``zoo:<group>``.
-        base: folder, hub id or ``zoo:<name>`` that gives single files the parts and settings they lack.
+        base: folder, hub id or ``zoo:<name>`` that gives single files the parts and settings they lack; or several, of
+            which a file takes the first of its family.
         vae: for all experts in the place of their own: a folder, a file, or the name of one of them.
         aggregator: how the experts' features become one. Without it, the aggregator that was trained for the group if
             the zoo has one, else the block-wise mean.
@@ -142,7 +143,7 @@ class EnsembleConfig(Schema):
     """
 
     experts: Texts = ("zoo:topics",)
-    base: Text | None = None
+    base: Text | Texts | None = None
     vae: Text | None = None
     aggregator: Annotated[AggregatorConfig | None, BeforeValidator(_named)] = None
     level: Literal["block", "output"] = "block"

@@ -88,7 +88,7 @@ def test_where_models_are_taken_as_they_are_stored_nothing_can_be_added(project:
         ValueError, match=r"nothing can be added to it with a plus sign. Leave style.safetensors:0.5 out"
     ):
         find(parse_source(source)[0])
-    with pytest.raises(ValueError, match="base must be one diffusers folder, hub id or zoo model; got"):
+    with pytest.raises(ValueError, match="A base must be one diffusers folder, hub id or zoo model; got"):
         load_experts(project / "fern", base=source)
 
 

@@ -198,7 +198,7 @@ def test_a_checkpoint_of_a_family_that_is_not_supported_is_named(tmp_path: Path)
 def test_the_base_must_be_one_folder(models: Path, tmp_path: Path) -> None:
     file = save_ldm(tiny_pipeline(), tmp_path / "opal.safetensors")
     for base in (file, "zoo:topics"):
-        with pytest.raises(ValueError, match="base must be one diffusers folder, hub id or zoo model; got"):
+        with pytest.raises(ValueError, match="A base must be one diffusers folder, hub id or zoo model; got"):
             load_experts(file, base=base)
 
 

@@ -16,6 +16,7 @@ from diffusemble.experts.layouts.autoencoder import vae
 from diffusemble.experts.layouts.flux import chroma, flux
 from diffusemble.experts.layouts.sd3 import sd3
 from diffusemble.experts.layouts.text_encoder import clip, embedding_t5, t5
+from ldm import save_ldm
 from ldm import unet as ldm_unet
 from original import original
 from tiny import tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder
@@ -117,6 +118,26 @@ def test_an_sd3_file_is_refused_with_a_flux_base_and_the_other_way_round(tmp_pat
     tiny_pipeline(0).save_pretrained(tmp_path / "sd1")
     with pytest.raises(ValueError, match=r"xl.safetensors is an SDXL checkpoint, but the base .*sd1 is SD 1.x. Give"):
         load_experts(file, base=tmp_path / "sd1")
+
+
+def test_files_of_several_families_take_the_base_of_their_own(flux_base: Path, models: Path, tmp_path: Path) -> None:
+    rock = save_ldm(tiny_pipeline(3), tmp_path / "rock.safetensors", without=["vae"])
+    fern = write(original(tiny_flux(3), flux), tmp_path / "fern.safetensors")
+    for experts in (
+        load_experts([rock, fern], base=[flux_base, models / "rock"]),
+        load_experts([rock, fern, flux_base, models / "rock"]),
+    ):
+        assert [experts[0].base, experts[1].base] == [str(models / "rock"), str(flux_base)]
+        assert_equal(experts[1].denoiser, tiny_flux(3))
+
+
+def test_a_part_that_the_bases_pipeline_lacks_is_left_out(tmp_path: Path) -> None:
+    pipeline = tiny_sd3_pipeline(0)
+    tiny_sd3_pipeline(1, text_encoder_3=None, tokenizer_3=None).save_pretrained(tmp_path / "base")
+    text = original(pipeline.text_encoder_3, t5, "text_encoders.t5xxl.transformer.")
+    file = write(original(pipeline.transformer, sd3, "model.diffusion_model.") | text, tmp_path / "opal.safetensors")
+    (expert,) = load_experts(file, base=tmp_path / "base")
+    assert "text_encoder_3" not in expert.components
 
 
 @pytest.mark.parametrize("build", [tiny_pipeline, tiny_sdxl_pipeline, tiny_flux_pipeline])

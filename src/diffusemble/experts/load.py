@@ -16,11 +16,12 @@ from torch import nn
 
 from diffusemble.experts.additions.add import add_all, check_added, words_of
 from diffusemble.experts.additions.embeddings import Word, distinct
+from diffusemble.experts.base import choose_base
 from diffusemble.experts.checksums import DENOISERS, WEIGHTS, folder_checksums, read_index
 from diffusemble.experts.expert import Expert, refuse_equal
 from diffusemble.experts.folder import locate, pin
 from diffusemble.experts.shelf import Shelf
-from diffusemble.experts.single_file import default_base, open_file
+from diffusemble.experts.single_file import open_file
 from diffusemble.experts.sources import Addition, Source, parse_addition, parse_source, parse_sources
 
 
@@ -39,7 +40,7 @@ def load_experts(
     names: Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-    base: str | Path | None = None,
+    base: str | Path | Sequence[str | Path] | None = None,
     vae: str | Path | None = None,
 ) -> tuple[Expert, ...]:
     """Load experts; only safetensors files are read.
@@ -52,8 +53,9 @@ def load_experts(
         names: a name for every expert; by default those of the folders, repositories and files.
         dtype: number type of the weights; float32 by default, whatever the files hold.
         device: where the weights go; the CPU by default.
-        base: folder, hub id or ``"zoo:..."`` that gives single files their configuration and missing parts; by default
-            the first of ``sources`` that is no file, else a hub repository of the file's family.
+        base: folder, hub id or ``"zoo:..."`` that gives single files their configuration and missing parts, or several
+            of them: a file takes the first of its family. By default those of ``sources`` that are no files, else a
+            hub repository of the file's family.
         vae: for all experts, in the place of their own: a VAE's folder or file, a pipeline's folder, a checkpoint,
             a hub id, ``"zoo:..."``, or the name of one of the experts.
 
@@ -65,17 +67,10 @@ def load_experts(
     """
     found = parse_sources(sources)
     called = _names(found, names)
-    given = parse_source(base) if base is not None else tuple(one for one in found if one.kind != "file")[:1]
-    if len(given) > 1 or any(one.kind == "file" or (base is not None and one.added) for one in given):
-        raise ValueError(f"base must be one diffusers folder, hub id or zoo model; got {base!r}.")
-    files = any(one.kind == "file" for one in found)
-    behind = pin(replace(given[0], added=())) if given and files else None
     if vae is not None:
         found = tuple(replace(one, added=(*one.added, _vae(str(vae), found, called))) for one in found)
-    requests = [
-        Request(source, name, behind if source.kind == "file" else None)
-        for source, name in zip(found, called, strict=True)
-    ]
+    bases = _bases(base, found)
+    requests = [Request(source, name, bases.get(source.where)) for source, name in zip(found, called, strict=True)]
     return open_experts(requests, dtype or torch.float32, device)
 
 
@@ -102,7 +97,7 @@ def _open(request: Request, shelf: Shelf, words: Sequence[Word], shared: dict[st
     source, base = request.source, request.base
     if source.kind == "file":
         file = Path(source.where).expanduser()
-        base = base or default_base(file)
+        base = base or choose_base(file, (), named=False)
         pipeline, files = open_file(file, base, shelf)
     else:
         folder, source = locate(replace(source, added=()))
@@ -120,6 +115,19 @@ def _open(request: Request, shelf: Shelf, words: Sequence[Word], shared: dict[st
         files={**files, **on_top},
         base=None if base is None else str(base),
     )
+
+
+def _bases(given: str | Path | Sequence[str | Path] | None, sources: Sequence[Source]) -> dict[str, Source]:
+    """The base of every single file, by its path."""
+    files = [source for source in sources if source.kind == "file"]
+    named = [] if given is None else [given] if isinstance(given, (str, Path)) else list(given)
+    candidates = [one for text in named for one in parse_source(text)]
+    if len(candidates) > len(named) or any(one.kind == "file" or one.added for one in candidates):
+        raise ValueError(f"A base must be one diffusers folder, hub id or zoo model; got {given!r}.")
+    if not named:
+        candidates = [replace(one, added=()) for one in sources if one.kind != "file"]
+    pinned = [pin(one) for one in dict.fromkeys(candidates)] if files else []
+    return {file.where: choose_base(Path(file.where).expanduser(), pinned, bool(named)) for file in files}
 
 
 def _vae(given: str, sources: Sequence[Source], names: Sequence[str]) -> Addition:

@@ -175,14 +175,15 @@ class TrainConfig(RunConfig):
 
     Attributes:
         experts: folders, hub ids, ``.safetensors`` files or ``zoo:<group>``, in the order of their maps.
-        base: folder, hub id or ``zoo:<name>`` that gives single files the parts they lack.
+        base: folder, hub id or ``zoo:<name>`` that gives single files the parts they lack; or several, of which a file
+            takes the first of its family.
         level: where the experts meet: at every block, or (also experts that differ) in what they predict.
         aggregator: what to train.
         objective: what to minimise.
     """
 
     experts: Texts
-    base: Text | None = None
+    base: Text | Texts | None = None
     level: Literal["block", "output"] = "block"
     aggregator: AggregatorConfig = AggregatorConfig(name="sabw")
     objective: ObjectiveConfig = ObjectiveConfig()
