@@ -20,6 +20,7 @@ from ensembles import ATOL, SMALL, different, draw, unlike
 from stock import small_pipeline
 
 CPU = torch.device("cpu")
+THREE = {**SMALL, "num_inference_steps": 3}
 
 
 class Blurred(AttnProcessor):
@@ -101,11 +102,11 @@ def test_a_switch_that_changes_nothing_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", CHANGING)
 def test_a_switch_changes_two_equal_experts_as_it_changes_one(name: str) -> None:
     alone, together = small_pipeline(0), two()
-    plain = draw(alone, **SMALL)
+    plain = draw(alone, **THREE)
     CHANGING[name](alone)
     CHANGING[name](together)
-    expected = draw(alone, **SMALL)
-    np.testing.assert_allclose(draw(together, **SMALL), expected, atol=ATOL)
+    expected = draw(alone, **THREE)
+    np.testing.assert_allclose(draw(together, **THREE), expected, atol=ATOL)
     assert unlike(expected, plain, 1e-4)
 
 
