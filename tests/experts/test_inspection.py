@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,41 @@ def test_every_kind_of_file_is_recognised(name: str, tmp_path: Path) -> None:
     assert report.parameters == sum(form.count for form in read_header(file).forms.values())
     assert report.size == file.stat().st_size
     assert report.sha256 is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_file_makes_it_fail(seed: int, tmp_path: Path) -> None:
+    """Names of every family in one heap, with shapes that no model has."""
+    generator = random.Random(seed)
+    names = [
+        *("model.diffusion_model.", "unet.", "", "lora_unet_", "first_stage_model.", "text_encoders.t5xxl."),
+        *("double_blocks.0.", "input_blocks.0.0.", "output_blocks.1.", "label_emb.", "joint_blocks.0.", "attn2.to_k."),
+        *(
+            "lora_up.",
+            "hada_w1_a",
+            "alpha",
+            "emb_params",
+            "clip_l",
+            "weight",
+            "bias",
+            "img_in.weight",
+            "proj_in.weight",
+        ),
+        *("dora_scale", "scale_weight", "comfy_quant", "position_ids", "conv_in.weight", "up_blocks.", "x.absmax"),
+    ]
+    kinds = [torch.float32, torch.float16, torch.int64, torch.uint8, torch.float8_e4m3fn]
+    for number in range(40):
+        keys = {
+            "".join(generator.choices(names, k=generator.randint(1, 4))) or "a" for _ in range(generator.randint(1, 9))
+        }
+        shapes = {key: generator.choices([0, 1, 2, 3], k=generator.randint(0, 4)) for key in keys}
+        tensors = {key: torch.zeros(shape).to(generator.choice(kinds)) for key, shape in shapes.items()}
+        marks = generator.sample(["ss_tag_frequency", "diffusemble.merge", "modelspec.prediction_type"], 2)
+        report = only(write(tensors, tmp_path / f"{number}.safetensors", **dict.fromkeys(marks, "{")))
+        assert report.what or "fit nothing" in str(report.problem) or "is quantised" in str(report.problem), (
+            report.problem
+        )
+        assert report.parameters == sum(tensor.numel() for tensor in tensors.values())
 
 
 def header(**shapes: tuple[int, ...]) -> Header:

@@ -82,6 +82,16 @@ def test_wrong_files_say_what_they_are_to_inspect_and_to_load(name: str, tmp_pat
     assert str(raised.value) == report.problem
 
 
+def test_a_header_whose_length_looks_like_a_pickle_is_a_header(tmp_path: Path) -> None:
+    for number in range(500, 640):
+        file = write({"a" * number + ".weight": torch.zeros(1)}, tmp_path / "odd.safetensors")
+        if file.read_bytes()[:2] == b"\x80\x02":
+            break
+    else:
+        pytest.fail("no header had 640 bytes")
+    assert "fit nothing that is known here" in str(only(file).problem)
+
+
 def test_other_things_are_told_too(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("rock")
     assert "is a .txt file" in str(only(tmp_path / "notes.txt").problem)

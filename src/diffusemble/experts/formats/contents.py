@@ -116,8 +116,7 @@ def _embedding(header: Header) -> Contents | None:
     if keys and keys <= {"clip_l", "clip_g"}:
         return Contents(EMBEDDING, "SDXL")
     if keys == {"emb_params"} or (len(keys) == 1 and _looks_like_vectors(header, *keys)):
-        width = header.shape(next(iter(keys)))[-1:]
-        return Contents(EMBEDDING, {768: SHORT["sd1"], 1024: SHORT["sd2"]}.get(width[0] if width else 0))
+        return Contents(EMBEDDING, {768: SHORT["sd1"], 1024: SHORT["sd2"]}.get(header.width(next(iter(keys)))))
     return None
 
 
@@ -131,5 +130,5 @@ def _of_controlnet(header: Header) -> str | None:
         return SHORT["sdxl"]
     if header.has("transformer_blocks.", "controlnet_x_embedder."):
         return "FLUX.1" if header.has("single_transformer_blocks.", "controlnet_x_embedder.") else "SD 3.x"
-    widths = {header.shape(key)[-1] for key in header.forms if key.endswith("attn2.to_k.weight")}
+    widths = {header.width(key) for key in header.forms if key.endswith("attn2.to_k.weight")}
     return {768: SHORT["sd1"], 1024: SHORT["sd2"]}.get(max(widths, default=0))

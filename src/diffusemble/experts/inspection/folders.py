@@ -46,7 +46,7 @@ def inspect(path: str | Path, hashed: bool = True) -> Iterator[Report]:
             yield _of_part(place, hashed)
         else:
             yield from _of_place(place, hashed)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         yield Report(str(path), problem=str(error) or type(error).__name__)
 
 
