@@ -179,14 +179,15 @@ def test_a_picture_with_adapters_is_drawn_again_from_its_file(home: Path, tmp_pa
     prompt = {"weights": str(home / "ip.safetensors"), "image": str(home / "like.png")}
     lora = f"{home / 'ink.safetensors'}:0.5"
     adapters = {"loras": lora, "controlnets": net, "image_prompts": prompt, "guidance_interval": [0, 0.5]}
-    run = generate(config_of(home, prompts=["a fox", "an owl"], **adapters))
+    run = generate(config_of(home, prompts=["a fox", "an owl"], compare=True, **adapters))
+    assert run.sheet is not None  # every expert drew alone before, with the same adapters
     saved = run.save(tmp_path)
     again = generate(load_config(GenerateConfig, saved.pictures[0]))
     assert again.config == run.config
     for one, other in zip(again.pictures, run.pictures, strict=True):
         assert same(one.image, other.image)
-    alone = np.asarray(drawn(config_of(home, prompts=["an owl"], **adapters))).astype(int)
-    assert np.abs(alone - np.asarray(run.pictures[1].image).astype(int)).max() <= 1
+    other = np.asarray(drawn(config_of(home, prompts=["an owl"], **adapters))).astype(int)
+    assert np.abs(other - np.asarray(run.pictures[1].image).astype(int)).max() <= 1
 
 
 Wrong = Callable[[Path], dict[str, Any]]
