@@ -45,6 +45,7 @@ BLOCKS: Mapping[str, Entry] = {
     "UNet2DConditionModel": Entry("diffusemble.blocks.unet:UNetBlocks", "SD 1.x, SD 2.x, SDXL"),
     "FluxTransformer2DModel": Entry("diffusemble.blocks.flux:FluxBlocks", "FLUX.1"),
     "ChromaTransformer2DModel": Entry("diffusemble.blocks.chroma:ChromaBlocks", "Chroma1"),
+    "QwenImageTransformer2DModel": Entry("diffusemble.blocks.qwen:QwenBlocks", "Qwen-Image"),
     "SD3Transformer2DModel": Entry("diffusemble.blocks.sd3:SD3Blocks", "SD 3, SD 3.5"),
 }
 

@@ -80,9 +80,19 @@ def _sd3(config: Any, latents: tuple[int, int], clip_tokens: int, zeros: Zeros) 
     return Call(zeros(config.in_channels, *latents), zeros(), inputs)
 
 
+def _qwen(config: Any, latents: tuple[int, int], clip_tokens: int, zeros: Zeros) -> Call:
+    height, width = latents[0] // 2, latents[1] // 2
+    inputs = {
+        "encoder_hidden_states": zeros(LONG_PROMPT, config.joint_attention_dim),
+        "img_shapes": [[(1, height, width)]],
+    }
+    return Call(zeros(config.in_channels, height, width), zeros(), inputs)
+
+
 _INPUTS: Mapping[str, Any] = {
     "UNet2DConditionModel": _unet,
     "FluxTransformer2DModel": _flux,
     "ChromaTransformer2DModel": _flux,
+    "QwenImageTransformer2DModel": _qwen,
     "SD3Transformer2DModel": _sd3,
 }

@@ -18,7 +18,10 @@ _ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text
 
 _SPARED = ("text_encoder_3", "tokenizer_3")  # SD3 without T5, which its constructor asks for all the same
 
-_WIDE = ("ChromaTransformer2DModel",)  # whose pipelines count the tokens of the prompt to build a mask
+_WIDE = (
+    "ChromaTransformer2DModel",
+    "QwenImageTransformer2DModel",
+)  # whose pipelines count the tokens of the prompt to build a mask
 
 
 def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, components: Mapping[str, Any]) -> Any:

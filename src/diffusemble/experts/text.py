@@ -119,4 +119,7 @@ class WideTextEncoder(PackedTextEncoder):
     ) -> Any:
         """Encode ``input_ids [b s]`` with every encoder."""
         outputs = self._read(input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states)
-        return BaseModelOutput(last_hidden_state=torch.cat([out.last_hidden_state for out in outputs], dim=2))
+        if not output_hidden_states:
+            return BaseModelOutput(last_hidden_state=torch.cat([out.last_hidden_state for out in outputs], dim=2))
+        layers = zip(*(out.hidden_states for out in outputs), strict=True)
+        return BaseModelOutput(hidden_states=tuple(torch.cat(layer, dim=2) for layer in layers))
