@@ -17,9 +17,10 @@ SHORT = {
     "sd35": "SD 3.5",
     "flux": "FLUX.1",
     "chroma": "Chroma",
+    "qwen": "Qwen-Image",
 }
 DENOISER = dict.fromkeys((SHORT[one] for one in ("sd1", "sd2", "sdxl", "refiner")), "unet") | dict.fromkeys(
-    (SHORT[one] for one in ("sd3", "sd35", "flux", "chroma")), "transformer"
+    (SHORT[one] for one in ("sd3", "sd35", "flux", "chroma", "qwen")), "transformer"
 )
 """The families that can be loaded, with the name of the denoiser in their pipelines."""
 REPOSITORIES = {
@@ -31,9 +32,15 @@ REPOSITORIES = {
     SHORT["sd35"]: "stabilityai/stable-diffusion-3.5-medium",
     SHORT["flux"]: "black-forest-labs/FLUX.1-dev",
     SHORT["chroma"]: "lodestones/Chroma1-HD",
+    SHORT["qwen"]: "Qwen/Qwen-Image",
 }
 """Where the configuration of a family is, as its makers publish it."""
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.", "")
+_TRANSFORMERS = {
+    "FluxTransformer2DModel": SHORT["flux"],
+    "ChromaTransformer2DModel": SHORT["chroma"],
+    "QwenImageTransformer2DModel": SHORT["qwen"],
+}
 _TWINS = {SHORT["sd1"], SHORT["sd2"]}
 _UNETS = {"original": ("input_blocks.0.", "label_emb."), "diffusers": ("conv_in.", "add_embedding.")}
 _OTHERS = (
@@ -43,7 +50,7 @@ _OTHERS = (
     (r"double_layers\.", "AuraFlow"),
     (r"blocks\.\d+\.cross_attn\.(?:q_linear|kv_linear)", "PixArt or Sana"),
     (r"cap_embedder\.", "Lumina 2 or Z-Image"),
-    (r"txt_norm\.|transformer_blocks\.\d+\.img_mod\.", "Qwen-Image"),
+    (r"txt_norm\.|transformer_blocks\.\d+\.img_mod\.", SHORT["qwen"]),
     (r"txt_in\.individual_token_refiner\.", "Hunyuan Video"),
     (r"patchify_proj\.", "LTX Video"),
     (r"head\.modulation|condition_embedder\.", "Wan"),
@@ -70,10 +77,8 @@ def family_of_config(name: str, config: Mapping[str, Any], aesthetics: bool = Fa
         config: of the denoiser.
         aesthetics: whether its pipeline asks for an aesthetic score, as the refiner of SDXL does.
     """
-    if name == "FluxTransformer2DModel":
-        return SHORT["flux"]
-    if name == "ChromaTransformer2DModel":
-        return SHORT["chroma"]
+    if name in _TRANSFORMERS:
+        return _TRANSFORMERS[name]
     if name == "SD3Transformer2DModel":
         return SHORT["sd35" if config.get("qk_norm") else "sd3"]
     if name != "UNet2DConditionModel":
@@ -102,7 +107,7 @@ def _by_names(header: Header, prefix: str, keys: list[str]) -> tuple[str, str] |
         return SHORT["sd35" if any(".norm_q." in key for key in keys) else "sd3"], "diffusers"
     foreign = _foreign(keys)
     if foreign is not None and prefix != "unet.":
-        return foreign, "original"
+        return foreign, "diffusers" if foreign == SHORT["qwen"] else "original"
     inside = any(key.startswith(("output_blocks.", "up_blocks.")) for key in keys)
     for layout, (start, added) in _UNETS.items():
         if inside and any(key.startswith(start) for key in keys):

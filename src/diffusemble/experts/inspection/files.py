@@ -25,7 +25,7 @@ from diffusemble.experts.inspection.report import Part, Report, part_of
 from diffusemble.experts.single_file import marked_schedule
 
 _MERGE = "diffusemble.merge"
-_FLOWS = (SHORT["sd3"], SHORT["sd35"], SHORT["flux"], SHORT["chroma"])
+_FLOWS = (SHORT["sd3"], SHORT["sd35"], SHORT["flux"], SHORT["chroma"], SHORT["qwen"])
 _EMA = ("model_ema.",)
 
 

@@ -28,7 +28,7 @@ _OLDER: tuple[Rule, ...] = (
 
 def vae(model: Any, shapes: Shapes) -> dict[str, Origin]:
     """Origins of a VAE's tensors; the original code counts the decoder's levels from the finest."""
-    top = len(model.config.up_block_types) - 1
+    top = len(getattr(model.config, "up_block_types", ())) - 1
     levels = [
         rule
         for level in range(top + 1)
