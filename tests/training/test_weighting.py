@@ -20,7 +20,8 @@ TIMES = torch.tensor([1, 500, 998])
 def process(kind: str) -> Diffusion:
     if kind == "flow_prediction":
         made = Diffusion.flow(1000)
-        return Diffusion(made.alpha.double(), made.sigma.double(), made.times, kind)
+        sigma = made.sigma.double()
+        return Diffusion(1 - sigma, sigma, made.times, kind)
     return Diffusion.preserving(DDPMScheduler(**SCHEDULE).alphas_cumprod.double(), kind)
 
 

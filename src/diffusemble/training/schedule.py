@@ -58,7 +58,8 @@ def shift_of(scheduler: Any, image_tokens: int | None = None) -> float:
     """
     config = scheduler.config
     if not config.get("use_dynamic_shifting"):
-        return float(getattr(scheduler, "shift", config.get("flow_shift") or 1.0))
+        own = scheduler.shift if hasattr(type(scheduler), "shift") else config.get("shift", config.get("flow_shift"))
+        return float(own or 1.0)
     if image_tokens is None:
         return 1.0
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
