@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
 
 from adapter_files import kohya, shapes_of, write
 from diffusemble import load_experts
@@ -23,10 +22,6 @@ from tiny_dit import tiny_flux_pipeline, tiny_sd3_pipeline
 LINEAR = ("attn2.to_k", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 CONVOLUTIONS = ("conv1", "conv_shortcut", "time_emb_proj")
 TEXT = ("q_proj", "out_proj", "fc1")
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
 
 def assert_close(mine: Any, other: Any, but: Any = None) -> None:

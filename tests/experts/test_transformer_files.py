@@ -21,6 +21,7 @@ from ldm import unet as ldm_unet
 from original import original
 from tiny import tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder
 from tiny_dit import tiny_chroma_pipeline, tiny_flux, tiny_flux_pipeline, tiny_sd3, tiny_sd3_pipeline
+from tiny_qwen import tiny_qwen, tiny_qwen_pipeline
 
 
 def assert_equal(mine: Any, other: Any) -> None:
@@ -138,6 +139,14 @@ def test_a_part_that_the_bases_pipeline_lacks_is_left_out(tmp_path: Path) -> Non
     file = write(original(pipeline.transformer, sd3, "model.diffusion_model.") | text, tmp_path / "opal.safetensors")
     (expert,) = load_experts(file, base=tmp_path / "base")
     assert "text_encoder_3" not in expert.components
+
+
+def test_qwen_image_files_have_diffusers_names_under_any_prefix(tmp_path: Path) -> None:
+    tiny_qwen_pipeline(0).save_pretrained(tmp_path / "base")
+    transformer = tiny_qwen(1)
+    named = {f"model.diffusion_model.{key}": tensor for key, tensor in transformer.state_dict().items()}
+    (expert,) = load_experts(write(named, tmp_path / "opal.safetensors"), base=tmp_path / "base")
+    assert_equal(expert.denoiser, transformer)
 
 
 @pytest.mark.parametrize("build", [tiny_pipeline, tiny_sdxl_pipeline, tiny_flux_pipeline])
