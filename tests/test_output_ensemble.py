@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,45 +12,9 @@ from diffusemble import record_attention
 from diffusemble.aggregators.storage import load_aggregator, save_aggregator
 from diffusemble.experts.expert import Expert
 from diffusemble.families.check import terms_of
-from diffusemble.output_ensemble import OutputEnsembleDenoiser, assemble, build_output_aggregator, embed_level
+from diffusemble.output_ensemble import OutputEnsembleDenoiser, embed_level
 from diffusemble.paths import Flow, Terms
-from tests.families.parts import ATOL, draw, retrained, stable, tiny_auraflow_pipeline, tiny_pixart_pipeline, wider
-from tiny import as_expert, tiny_sdxl_pipeline
-from tiny_dit import tiny_flux, tiny_flux_pipeline, tiny_sd3, tiny_sd3_pipeline
-
-
-def together(experts: Sequence[Expert], name: str = "mean", **options: Any) -> OutputEnsembleDenoiser:
-    ensemble = assemble(experts, "output", name, options)
-    assert isinstance(ensemble, OutputEnsembleDenoiser)
-    return ensemble.eval()
-
-
-def schnell() -> Expert:
-    return as_expert(tiny_flux_pipeline(5, transformer=tiny_flux(5, guidance_embeds=False)), "schnell")
-
-
-def medium() -> Expert:
-    transformer = tiny_sd3(9, num_layers=3, dual_attention_layers=(), qk_norm=None)
-    return as_expert(tiny_sd3_pipeline(4, transformer=transformer, text_encoder_3=None, tokenizer_3=None), "medium")
-
-
-FAMILIES: dict[str, Callable[[], Expert]] = {
-    "SD 1": stable,
-    "SD 2": wider,
-    "SDXL": lambda: as_expert(tiny_sdxl_pipeline(2), "xl"),
-    "PixArt": lambda: as_expert(tiny_pixart_pipeline(), "pixart"),
-    "AuraFlow": lambda: as_expert(tiny_auraflow_pipeline(), "auraflow"),
-    "SD 3": lambda: as_expert(tiny_sd3_pipeline(), "sd3"),
-    "SD 3 without T5": medium,
-    "FLUX": lambda: as_expert(tiny_flux_pipeline(), "dev"),
-    "FLUX without guidance": schnell,
-}
-
-
-@cache
-def expert(name: str) -> Expert:
-    """One of ``FAMILIES``, built once."""
-    return FAMILIES[name]()
+from tests.families.parts import ATOL, FAMILIES, draw, expert, retrained, stable, together
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -213,44 +175,3 @@ def test_the_level_of_noise_means_the_same_on_every_path() -> None:
     there = flow.path.time(ours.path.point(times).ratio)
     torch.testing.assert_close(embed_level(ours, times), embed_level(flow, there), atol=1e-4, rtol=1e-4)
     assert embed_level(ours, times).shape == (3, 128)
-
-
-# -- what is refused ---------------------------------------------------------------------------------------------------
-
-
-def test_routers_and_foreign_aggregators_are_refused() -> None:
-    experts = [expert("SD 1"), expert("SD 2")]
-    with pytest.raises(ValueError, match=r"TimestepSwitch chooses who runs.*mean, magicfusion or sabw"):
-        together(experts, "timestep-switch")
-    with pytest.raises(ValueError, match=r"was built for Sizes.*predictions need Sizes.*level: output"):
-        OutputEnsembleDenoiser(experts, build_output_aggregator("sabw", experts[:1], preset="tiny"))
-    with pytest.raises(ValueError, match="points must be indices from 0 to 0"):
-        together(experts, points=(1,))
-
-
-def test_what_only_one_architecture_understands_is_refused_by_name() -> None:
-    ensemble = together([expert("SD 1"), expert("SD 2")])
-    packed = ensemble.pipeline().encode_prompt(["an owl"], "cpu", 1, False)[0]
-    call = {"sample": torch.randn(1, 4, 8, 8), "timestep": 500, "encoder_hidden_states": packed}
-    for name, value in {
-        "mid_block_additional_residual": torch.zeros(1, 32, 1, 1),
-        "cross_attention_kwargs": {"scale": 0.5},
-        "class_labels": torch.zeros(1),
-    }.items():
-        with pytest.raises(ValueError, match=rf"{name} is made for one architecture.*Leave it out"):
-            ensemble(**call, **{name: value})
-    with pytest.raises(ValueError, match=r"image_embeds is made for one architecture"):
-        ensemble(**call, added_cond_kwargs={"image_embeds": [torch.zeros(1, 1, 4)]})
-    assert torch.isfinite(ensemble(**call, cross_attention_kwargs={}).sample).all()
-
-
-def test_text_that_was_not_packed_for_these_experts_is_refused() -> None:
-    ensemble = together([expert("SD 1"), expert("SD 2")])
-    with pytest.raises(ValueError, match=r"numbers per prompt, the texts of its 2 experts; got shape \[1, 16, 32\]"):
-        ensemble(torch.randn(1, 4, 8, 8), 500, encoder_hidden_states=torch.zeros(1, 16, 32))
-
-
-@pytest.mark.parametrize("name", ["SD 1", "SDXL", "SD 3"])
-def test_skipped_layers_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"clip_skip picks a layer of one text encoder.*Leave clip_skip out"):
-        draw(together([expert(name)]).pipeline(), clip_skip=1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import wraps
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,29 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from diffusemble import OutputEnsembleDenoiser
 from diffusemble.experts.expert import Expert
-from tiny import as_expert, randomised, tiny_pipeline, tiny_scheduler, tiny_text_encoder, tiny_unet, tiny_vae
-from tiny_dit import T5_WIDTH, tiny_flow_scheduler, tiny_t5, tiny_t5_tokenizer
+from diffusemble.output_ensemble import assemble
+from tiny import (
+    as_expert,
+    randomised,
+    tiny_pipeline,
+    tiny_scheduler,
+    tiny_sdxl_pipeline,
+    tiny_text_encoder,
+    tiny_unet,
+    tiny_vae,
+)
+from tiny_dit import (
+    T5_WIDTH,
+    tiny_flow_scheduler,
+    tiny_flux,
+    tiny_flux_pipeline,
+    tiny_sd3,
+    tiny_sd3_pipeline,
+    tiny_t5,
+    tiny_t5_tokenizer,
+)
 
 ATOL = 2e-5
 
@@ -102,6 +123,43 @@ def draw(pipeline: Any, **options: Any) -> np.ndarray:
     if isinstance(pipeline, PixArtSigmaPipeline):
         settings |= {"use_resolution_binning": False, "clean_caption": False}
     return pipeline(**{**settings, **options}).images
+
+
+# -- experts of all families -------------------------------------------------------------------------------------------
+
+
+def together(experts: Sequence[Expert], name: str = "mean", **options: Any) -> OutputEnsembleDenoiser:
+    ensemble = assemble(experts, "output", name, options)
+    assert isinstance(ensemble, OutputEnsembleDenoiser)
+    return ensemble.eval()
+
+
+def schnell() -> Expert:
+    return as_expert(tiny_flux_pipeline(5, transformer=tiny_flux(5, guidance_embeds=False)), "schnell")
+
+
+def medium() -> Expert:
+    transformer = tiny_sd3(9, num_layers=3, dual_attention_layers=(), qk_norm=None)
+    return as_expert(tiny_sd3_pipeline(4, transformer=transformer, text_encoder_3=None, tokenizer_3=None), "medium")
+
+
+FAMILIES: dict[str, Callable[[], Expert]] = {
+    "SD 1": stable,
+    "SD 2": wider,
+    "SDXL": lambda: as_expert(tiny_sdxl_pipeline(2), "xl"),
+    "PixArt": lambda: as_expert(tiny_pixart_pipeline(), "pixart"),
+    "AuraFlow": lambda: as_expert(tiny_auraflow_pipeline(), "auraflow"),
+    "SD 3": lambda: as_expert(tiny_sd3_pipeline(), "sd3"),
+    "SD 3 without T5": medium,
+    "FLUX": lambda: as_expert(tiny_flux_pipeline(), "dev"),
+    "FLUX without guidance": schnell,
+}
+
+
+@cache
+def expert(name: str) -> Expert:
+    """One of ``FAMILIES``, built once."""
+    return FAMILIES[name]()
 
 
 # -- one network, retrained exactly ------------------------------------------------------------------------------------

@@ -1,0 +1,47 @@
+"""What an ensemble at output level refuses, and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffusemble import OutputEnsembleDenoiser, build_output_aggregator
+from tests.families.parts import draw, expert, together
+
+
+def test_routers_and_foreign_aggregators_are_refused() -> None:
+    experts = [expert("SD 1"), expert("SD 2")]
+    with pytest.raises(ValueError, match=r"TimestepSwitch chooses who runs.*mean, magicfusion or sabw"):
+        together(experts, "timestep-switch")
+    with pytest.raises(ValueError, match=r"was built for Sizes.*predictions need Sizes.*level: output"):
+        OutputEnsembleDenoiser(experts, build_output_aggregator("sabw", experts[:1], preset="tiny"))
+    with pytest.raises(ValueError, match="points must be indices from 0 to 0"):
+        together(experts, points=(1,))
+
+
+def test_what_only_one_architecture_understands_is_refused_by_name() -> None:
+    ensemble = together([expert("SD 1"), expert("SD 2")])
+    packed = ensemble.pipeline().encode_prompt(["an owl"], "cpu", 1, False)[0]
+    call = {"sample": torch.randn(1, 4, 8, 8), "timestep": 500, "encoder_hidden_states": packed}
+    for name, value in {
+        "mid_block_additional_residual": torch.zeros(1, 32, 1, 1),
+        "cross_attention_kwargs": {"scale": 0.5},
+        "class_labels": torch.zeros(1),
+    }.items():
+        with pytest.raises(ValueError, match=rf"{name} is made for one architecture.*Leave it out"):
+            ensemble(**call, **{name: value})
+    with pytest.raises(ValueError, match=r"image_embeds is made for one architecture"):
+        ensemble(**call, added_cond_kwargs={"image_embeds": [torch.zeros(1, 1, 4)]})
+    assert torch.isfinite(ensemble(**call, cross_attention_kwargs={}).sample).all()
+
+
+def test_text_that_was_not_packed_for_these_experts_is_refused() -> None:
+    ensemble = together([expert("SD 1"), expert("SD 2")])
+    with pytest.raises(ValueError, match=r"numbers per prompt, the texts of its 2 experts; got shape \[1, 16, 32\]"):
+        ensemble(torch.randn(1, 4, 8, 8), 500, encoder_hidden_states=torch.zeros(1, 16, 32))
+
+
+@pytest.mark.parametrize("name", ["SD 1", "SDXL", "SD 3"])
+def test_skipped_layers_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"clip_skip picks a layer of one text encoder.*Leave clip_skip out"):
+        draw(together([expert(name)]).pipeline(), clip_skip=1)
