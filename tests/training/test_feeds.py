@@ -16,6 +16,7 @@ from diffusemble.training.config import DataConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
 from tiny import as_expert, tiny_pipeline, tiny_refiner, tiny_sdxl_pipeline, tiny_unet, tiny_vae
 from tiny_dit import tiny_chroma_pipeline, tiny_flow_vae, tiny_flux, tiny_flux_pipeline, tiny_sd3_pipeline
+from tiny_qwen import tiny_qwen_pipeline
 from training.small import UNET, small_config, write_pictures
 
 
@@ -226,3 +227,9 @@ def test_text_that_experts_share_is_kept_once(pictures: Path, tmp_path: Path) ->
         one, two, three = packed[name].chunk(3, dim=1)
         assert torch.equal(one, three)
         assert not torch.allclose(one, two, atol=1e-2)
+
+
+def test_denoisers_that_nothing_is_known_of_are_refused(pictures: Path, tmp_path: Path) -> None:
+    message = r"Unknown denoiser class that training can feed 'QwenImageTransformer2DModel'. Choose one of: UNet2D"
+    with pytest.raises(ValueError, match=message):
+        encode([as_expert(tiny_qwen_pipeline())], pictures, tmp_path)
