@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,7 @@ class Bundle:
     Args:
         weights: parameters and buffers; every one becomes a view on ``home``.
         storage: ``"same"``, or one of ``CODES``.
+        room: gives the memory where they rest, by its size; where they are by default.
 
     Attributes:
         bytes: size as stored.
@@ -74,11 +75,13 @@ class Bundle:
         home: where the weights are at rest, ``[bytes]``.
     """
 
-    def __init__(self, weights: Sequence[Tensor], storage: str = "same") -> None:
+    def __init__(
+        self, weights: Sequence[Tensor], storage: str = "same", room: Callable[[int], Tensor] | None = None
+    ) -> None:
         plan = layout(weights, storage)
         self.items, self.bytes, self.decoded_bytes = plan.items, plan.bytes, plan.decoded
-        device = weights[0].device if weights else torch.device("cpu")
-        self.home = torch.empty(self.bytes, dtype=torch.uint8, device=device)
+        here = weights[0].device if weights else torch.device("cpu")
+        self.home = room(self.bytes) if room else torch.empty(self.bytes, dtype=torch.uint8, device=here)
         for item in self.items:
             if item.scales is None:
                 item.codes.of(self.home).copy_(item.weight.data)
@@ -86,11 +89,6 @@ class Bundle:
                 coded = encode(item.weight, storage)
                 item.codes.of(self.home).copy_(coded.codes)
                 item.scales.of(self.home).copy_(coded.scales)
-        self.rest()
-
-    def move_home(self, home: Tensor) -> None:
-        """Let the weights rest in ``home [bytes]`` from now on."""
-        self.home = home.copy_(self.home)
         self.rest()
 
     def rest(self) -> None:

@@ -16,7 +16,7 @@ from diffusemble.memory.bundle import Bundle, bytes_of, weights_of
 from diffusemble.memory.conveyor import Conveyor
 from diffusemble.memory.measure import block_weights, distinct, encoders_of, outside_weights, vae_of
 from diffusemble.memory.plan import Plan
-from diffusemble.memory.residence import Residence
+from diffusemble.memory.residence import Residence, give_back_free_memory
 from diffusemble.memory.slices import sliced_attention, sliced_decoding
 from diffusemble.memory.staging import Scene, StagedBlocks, followers, scenes
 from diffusemble.memory.visitors import Visitors, layer_by_layer, whole
@@ -113,10 +113,10 @@ class Placement:
             if stays and not coded:
                 self._stay(weights)
                 continue
-            bundle = Bundle(weights, self.plan.storage)
-            bundle.move_home(self.residence.take(bundle.bytes) if stays else self._room(bundle.bytes))
+            bundle = Bundle(weights, self.plan.storage, self.residence.take if stays else self._room)
             if not stays or bundle.decoded_bytes:
                 self.bundles[key, name] = Scene(bundle, stays)
+        give_back_free_memory()
 
     def _place_parts(self) -> Visitors | None:
         encoders, vae = encoders_of(self.ensemble), _there(vae_of(self.ensemble))

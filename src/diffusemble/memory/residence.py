@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 from torch import Tensor
 
@@ -37,3 +40,11 @@ class Residence:
     def give_back(self, flat: Tensor) -> None:
         """Forget bytes that ``take`` gave."""
         self.add(-flat.numel())
+
+
+def give_back_free_memory() -> None:
+    """Let the system have what was freed: glibc keeps the memory of the many small weights that a bundle replaced."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
