@@ -10,7 +10,7 @@ from torch import Tensor, cat
 
 from diffusemble.blocks.base import Flow, Inputs
 from diffusemble.blocks.flux import ADDED, FluxBlocks
-from diffusemble.blocks.streams import Constants, on_grid, rows, taken
+from diffusemble.blocks.streams import Constants, grid_of, on_grid, rows, taken
 
 
 class ChromaBlocks(FluxBlocks):
@@ -60,11 +60,12 @@ class ChromaBlocks(FluxBlocks):
     def close(self, flow: Flow) -> Tensor:
         """Final norm and projection."""
         model, image = self.denoiser, rows(flow.hidden)
-        return on_grid(model.proj_out(model.norm_out(image, flow.extra.modulations[:, -2:])), flow.hidden.shape[2:])
+        return on_grid(model.proj_out(model.norm_out(image, flow.extra.modulations[:, -2:])), grid_of(flow.hidden))
 
     def _call(self, name: str, image: Tensor, flow: Flow) -> tuple[Tensor | None, Tensor]:
         (block,), (stack, index), model = self.modules(name), self._places[name], self.denoiser
-        modulations, text = flow.extra.modulations, flow.tokens
+        modulations: Any = flow.extra.modulations
+        text: Any = flow.tokens
         if stack == "single_transformer_blocks":
             own = modulations[:, 3 * index : 3 * index + 3]
             whole = self._compute(block, cat([text, image], dim=1), own, *flow.extra.arguments)

@@ -101,7 +101,8 @@ class QwenBlocks(StreamBlocks):
         return Flow(on_grid(image, grid_of(sample)), (), time, text, extra, text)
 
     def _call(self, name: str, image: Tensor, flow: Flow) -> tuple[Tensor | None, Tensor]:
-        (block,), (mask, kwargs), text = self.modules(name), flow.extra.arguments, flow.tokens
+        (block,), (mask, kwargs) = self.modules(name), flow.extra.arguments
+        text: Any = flow.tokens
         shape = [[(1, *grid_of(flow.hidden))]]
         positions = self.denoiser.pos_embed(shape, max_txt_seq_len=text.shape[1], device=image.device)
         found: tuple[Tensor, Tensor] = self._compute(block, image, text, mask, flow.time, positions, kwargs, None)
