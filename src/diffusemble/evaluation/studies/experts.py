@@ -23,6 +23,7 @@ class Tables:
     losses: list[list[Cell]] = field(default_factory=list)
     scores: list[list[Cell]] = field(default_factory=list)
     curves: dict[str, list[float]] = field(default_factory=dict)
+    alone: dict[str, list[float]] = field(default_factory=dict)
     ours: dict[str, Interval] = field(default_factory=dict)
 
 
@@ -46,7 +47,7 @@ def run(config: ExpertsConfig, lab: Lab) -> Findings:
         f"The ensemble's held-out loss is {', '.join(losses)} experts. In {metric.lower()} against {alone}, over all "
         f"numbers of experts and of steps: {tally(found.ours, lower_is_better=False)}.",
         tables,
-        {"steps.png": lines(found.curves, config.at, ("steps", metric))},
+        {"steps.png": lines(found.curves, config.at, ("steps", metric), dashed=found.alone)},
         {"held-out pictures": len(lab.rows), "captions drawn": len(lab.jobs)},
     )
 
@@ -75,6 +76,5 @@ def _measure(source: str, config: ExpertsConfig, lab: Lab, into: Tables, span: t
             into.scores.append([n, system.title, steps, *score_cells(own, [alone], lab)])
             if system.name == LEARNED:
                 into.ours[f"{n} at {steps}"] = lab.gap(own.scores[metric], alone.scores[metric], lab.jobs)
-            if system.name in (LEARNED, best.name):
-                name = f"{n} experts" if system.name == LEARNED else f"best of {n} alone"
-                into.curves.setdefault(name, []).append(float(own.scores[metric].mean()))
+                into.curves.setdefault(f"{n} experts", []).append(float(own.scores[metric].mean()))
+                into.alone.setdefault(f"best of {n} alone", []).append(float(alone.scores[metric].mean()))
