@@ -94,7 +94,9 @@ def fill(
             raise ValueError(f"{key!r} has the shape {tuple(found)}, which does not give {shape}")
         part = origin.take(checkpoint.read(key), shape)
         kind = torch.float32 if any(one in name.split(".") for one in wide) else dtype
-        state[name] = cast(part, kind).clone(memory_format=torch.contiguous_format)
+        own = cast(part, kind).contiguous()
+        # A piece of a fused tensor must not keep the whole in memory; a whole one may stay mapped to the file.
+        state[name] = own.clone() if origin.rows and own.dtype == part.dtype else own
     model.load_state_dict(state, assign=True)
     if hasattr(model, "tie_weights"):
         model.tie_weights()  # T5 has its embedding under two names
