@@ -1,7 +1,7 @@
 """A loss that teaches gated layers where to look: places inside a thing's box at the tokens of that thing.
 
-The base hardly knows where it is on the page (padding alone tells), and with the loss of the noise alone the layers
-learned in 1,400 steps where things are, but not which: exchanging the boxes of two things changed nothing.
+The base hardly knows where it is on the page (padding alone tells), and the loss of the noise alone is slow to teach
+its gated layers which of several things belongs where.
 """
 
 from __future__ import annotations
