@@ -16,7 +16,7 @@ from diffusemble import EnsembleDenoiser
 from diffusemble.config import GenerateConfig
 from diffusemble.generation import generate
 from diffusemble.memory.keep import Drawing, choose_plan
-from diffusemble.memory.measure import encoders_of, measure_weights, vae_of
+from diffusemble.memory.measure import decoding_type, encoders_of, measure_weights, vae_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Working, make_plan
 from diffusemble.memory.visitors import layer_by_layer, own_weights
@@ -25,7 +25,7 @@ from diffusemble.output_ensemble import OutputEnsembleDenoiser
 from tiny import as_expert, tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder, tiny_unet, tiny_vae
 from tiny_dit import tiny_flux_pipeline, tiny_sd3_pipeline, tiny_t5
 
-PIPELINES: dict[str, Callable[[int], Any]] = {
+PIPELINES: dict[str, Callable[..., Any]] = {
     "sd": tiny_pipeline,
     "sdxl": tiny_sdxl_pipeline,
     "flux": tiny_flux_pipeline,
@@ -101,6 +101,23 @@ def test_a_vae_that_was_widened_meanwhile_leaves_as_it_is() -> None:
         nn.Module.half(vae)
     assert placed.visitors.bytes == 0
     assert all(torch.equal(one, other) for one, other in zip(vae.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "expected"),
+    [
+        ("sdxl", torch.float16, torch.float32),
+        ("sdxl", torch.bfloat16, torch.bfloat16),
+        ("sd", torch.float16, torch.float16),  # this pipeline widens nothing, whatever the VAE says
+    ],
+)
+def test_the_vae_is_reckoned_in_the_type_that_its_pipeline_decodes_in(
+    family: str, dtype: torch.dtype, expected: torch.dtype
+) -> None:
+    vae = nn.Module.to(tiny_vae(force_upcast=True), dtype)
+    ensemble = EnsembleDenoiser([as_expert(PIPELINES[family](0, vae=vae))])
+    assert decoding_type(ensemble) == expected
+    assert measure_weights(ensemble).vae == sum(weight.numel() for weight in vae.parameters()) * expected.itemsize
 
 
 def test_layers_cover_an_encoder() -> None:

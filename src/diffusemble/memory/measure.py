@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from diffusemble.ensemble import EnsembleDenoiser
 from diffusemble.memory.bundle import bytes_of, layout, weights_of
 from diffusemble.memory.plan import Weights
-from diffusemble.memory.visitors import layer_by_layer, own_weights, whole
+from diffusemble.memory.visitors import layer_by_layer, own_weights
 
 Blockwise = Mapping[str, tuple[Tensor, ...]]
 """Weights of every block, by its name in running order."""
@@ -82,7 +83,7 @@ def measure_weights(ensemble: EnsembleDenoiser, storage: str = "same") -> Weight
         outside=outside,
         encoders=tuple(bytes_of(weights_of([encoder])) for encoder in encoders),
         layers=tuple(max(bytes_of(own_weights(group)) for group in layer_by_layer(encoder)) for encoder in encoders),
-        vae=_decoding_bytes(vae_of(ensemble)),
+        vae=_vae_bytes(ensemble),
     )
 
 
@@ -98,11 +99,19 @@ def _refuse_quantised(ensemble: EnsembleDenoiser) -> None:
                 )
 
 
-def _decoding_bytes(vae: nn.Module | None) -> int:
-    """Bytes of a VAE as it decodes: one that overflows in half precision is widened by the pipeline."""
+def _vae_bytes(ensemble: EnsembleDenoiser) -> int:
+    vae = vae_of(ensemble)
     if vae is None:
         return 0
-    (group,) = whole(vae)
-    weights = own_weights(group)
-    narrow = weights[0].element_size() == 2 and bool(getattr(vae.config, "force_upcast", False))
-    return bytes_of(weights) * (2 if narrow else 1)
+    weights = weights_of([vae])
+    return bytes_of(weights) * decoding_type(ensemble).itemsize // weights[0].element_size()
+
+
+def decoding_type(ensemble: EnsembleDenoiser) -> torch.dtype:
+    """Number type in which the VAE decodes: SDXL's pipelines widen one that overflows in half precision."""
+    vae = vae_of(ensemble)
+    if vae is None:
+        return ensemble.dtype
+    own, kind = next(vae.parameters()).dtype, ensemble.experts[0].pipeline_class
+    widens = bool(getattr(vae.config, "force_upcast", False)) and (kind is None or hasattr(kind, "upcast_vae"))
+    return torch.float32 if own == torch.float16 and widens else own

@@ -12,7 +12,7 @@ from diffusemble.aggregators.storage import create, name_of
 from diffusemble.blocks.example import LONG_PROMPT, example
 from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
 from diffusemble.memory.live import peak_bytes
-from diffusemble.memory.measure import encoders_of, vae_of
+from diffusemble.memory.measure import decoding_type, encoders_of, vae_of
 from diffusemble.memory.plan import Working
 from diffusemble.memory.slices import tile
 
@@ -37,7 +37,7 @@ def measure_working(ensemble: EnsembleDenoiser, latents: tuple[int, int], batch:
     with torch.device("meta"):
         denoise = _denoising(ensemble, latents, batch * (2 if guided else 1))
         vae = vae_of(ensemble)
-        decode = (0, 0, 0) if vae is None else _decoding(vae, latents, batch)
+        decode = (0, 0, 0) if vae is None else _decoding(vae, decoding_type(ensemble), latents, batch)
     whole, pictures, tiles = (int(MARGIN * size) for size in decode)
     return Working(_encoding(ensemble, batch), int(MARGIN * denoise), (whole, pictures, tiles))
 
@@ -71,11 +71,8 @@ def _denoising(ensemble: EnsembleDenoiser, latents: tuple[int, int], batch: int)
         return measured(build_aggregator("mean", denoisers))
 
 
-def _decoding(vae: nn.Module, latents: tuple[int, int], batch: int) -> tuple[int, int, int]:
+def _decoding(vae: nn.Module, dtype: torch.dtype, latents: tuple[int, int], batch: int) -> tuple[int, int, int]:
     config: Any = vae.config
-    dtype = next(vae.parameters()).dtype
-    if dtype.itemsize == 2 and getattr(config, "force_upcast", False):
-        dtype = torch.float32
     kind: Any = type(vae)
     twin: Any = nn.Module.to(kind.from_config(config), dtype).eval()  # the class's own `to` warns
 
