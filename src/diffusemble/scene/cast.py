@@ -95,8 +95,8 @@ def check_room(part: MemberConfig, control: Any, scene: SceneConfig) -> None:
     if needed > control.capacity:
         what = "relations (instances in none count, too)" if part.kind == "interaction" else "instances"
         raise ValueError(
-            f"The scene has {needed} {what}, and the weights of member {part.name!r} have {control.capacity} slots. Leave some "
-            f"out, or give weights with more slots as source."
+            f"The scene has {needed} {what}, and the weights of member {part.name!r} have {control.capacity} slots. "
+            f"Leave some out, or give weights with more slots as source."
         )
 
 
