@@ -133,7 +133,7 @@ def test_progress_rises_to_one(ensemble: EnsembleDenoiser) -> None:
 
 
 def test_the_pipeline_is_an_ordinary_one_around_the_ensemble(ensemble: EnsembleDenoiser) -> None:
-    pipeline = install(ensemble, "dpm++")
+    pipeline = install(ensemble, config_of(scheduler="dpm++"))
     assert type(pipeline).__name__ == "StableDiffusionPipeline"
     assert pipeline.unet is ensemble
     assert type(pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
