@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from diffusemble.experts.formats.checkpoint import Checkpoint, cast
-from diffusemble.experts.layouts.origin import Layout, Origins
+from diffusemble.experts.layouts.origin import Layout, Origin, Origins
 
 
 @dataclass(frozen=True)
@@ -85,22 +85,25 @@ def fill(
         if given and name in given:
             state[name] = cast(given[name], dtype)
             continue
-        origin = plan.origins[name]
-        key = plan.prefix + origin.key
-        found = checkpoint.shapes.get(key)
-        if found is None:
-            raise KeyError(key)
-        if not origin.fits(found, shape):
-            raise ValueError(f"{key!r} has the shape {tuple(found)}, which does not give {shape}")
-        part = origin.take(checkpoint.read(key), shape)
         kind = torch.float32 if any(one in name.split(".") for one in wide) else dtype
-        own = cast(part, kind).contiguous()
-        # A piece of a fused tensor must not keep the whole in memory; a whole one may stay mapped to the file.
-        state[name] = own.clone() if origin.rows and own.dtype == part.dtype else own
+        state[name] = _read(checkpoint, plan.prefix, plan.origins[name], shape, kind)
     model.load_state_dict(state, assign=True)
     if hasattr(model, "tie_weights"):
         model.tie_weights()  # T5 has its embedding under two names
     model.eval()
+
+
+def _read(checkpoint: Checkpoint, prefix: str, origin: Origin, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    key = prefix + origin.key
+    found = checkpoint.shapes.get(key)
+    if found is None:
+        raise KeyError(key)
+    if not origin.fits(found, shape):
+        raise ValueError(f"{key!r} has the shape {tuple(found)}, which does not give {shape}")
+    part = origin.take(checkpoint.read(key), shape)
+    own = cast(part, dtype).contiguous()
+    # A piece of a fused tensor must not keep the whole in memory; a whole one may stay mapped to the file.
+    return own.clone() if origin.rows and own.dtype == part.dtype else own
 
 
 def _kept_wide(model: nn.Module, dtype: torch.dtype) -> tuple[str, ...]:
