@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 import training.families as families
@@ -72,8 +73,17 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    yield Accelerator()
+    AcceleratorState._reset_state()  # the next run has another precision
+    GradientState._reset_state()
+
+
 @pytest.mark.parametrize("family", NEW)
-def test_parts_and_checkpointing_change_memory_alone(pictures: Path, tmp_path: Path, family: str) -> None:
+def test_parts_and_checkpointing_change_memory_alone(
+    pictures: Path, tmp_path: Path, accelerator: Accelerator, family: str
+) -> None:
     """Half a batch at a time, and activations computed twice, but the same gradient from less that is kept."""
     found = []
     for changes in ({}, {"gradient_checkpointing": True}, {"accumulate": 2}):
@@ -81,7 +91,7 @@ def test_parts_and_checkpointing_change_memory_alone(pictures: Path, tmp_path: P
         ensemble = build_ensemble(config, experts_of(family), CPU)
         corpus = encode_corpus(config.data, config, ensemble, lambda *_: None)
         diffusion = diffusion_of(ensemble.experts, CPU, corpus.feed.image_tokens(*corpus.shape[1:]))
-        run = Learner(config, ensemble, Accelerator(), corpus, diffusion, lambda _: prediction_error)
+        run = Learner(config, ensemble, accelerator, corpus, diffusion, lambda _: prediction_error)
         with torch.no_grad():
             for weight in run.weights:  # at first the last layers are zero, and nothing before them has a gradient
                 weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
