@@ -92,7 +92,7 @@ def test_ctrl_c_while_an_auxiliary_member_computes_stops_all() -> None:
         return torch.zeros_like(x)
 
     base = Failing()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, it is ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
             aggregate([toy("base", base), toy("aux", predict, window=1.0)])
