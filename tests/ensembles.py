@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,11 @@ def picture(seed: int = 0) -> torch.Tensor:
     return torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
+def wide_picture(seed: int = 0) -> torch.Tensor:
+    """A picture ``[1 3 16 24]`` in [0, 1]."""
+    return torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(seed))
+
+
 def mask(seed: int = 1) -> torch.Tensor:
     """A mask ``[1 1 16 16]`` of zeros and ones."""
     return (picture(seed)[:, :1] > 0.5).float()
@@ -62,6 +68,12 @@ def stock(cls: type, whole: Any, **parts: Any) -> Any:
     unchecked = {} if "XL" in cls.__name__ else {"requires_safety_checker": False, "safety_checker": None}
     free = {} if "XL" in cls.__name__ else {"feature_extractor": None}
     return cls(unet=whole.unet, **{**own, **free, **parts}, **unchecked)
+
+
+def rebuilt(whole: Any, cls: type | None, parts: dict[str, Any]) -> Any:
+    """Diffusers' own pipeline ``cls`` (that of ``whole`` by default) with the parts of ``whole`` that it knows."""
+    known = inspect.signature(cls or type(whole)).parameters
+    return (cls or type(whole))(**{name: one for name, one in {**whole.components, **parts}.items() if name in known})
 
 
 def controlnet(unet: Any, seed: int = 21) -> ControlNetModel:

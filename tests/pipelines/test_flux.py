@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,32 +22,12 @@ from diffusers import (
 )
 
 from diffusemble import EnsembleDenoiser, pack_text
-from diffusemble.experts.expert import Expert
+from ensembles import NEGATIVE, copies, rebuilt, wide_picture
 from law_families import flux_arguments
 from tiny import as_expert, randomised
 from tiny_dit import tiny_chroma_pipeline, tiny_flux, tiny_flux_pipeline, tiny_t5
 from transformer_cases import IMAGE_WIDTH, load_flux_image_prompt
 from unet_inputs import randn
-
-ATOL = 2e-5
-NEGATIVE = "blurry, of many fingers and too long for the context"
-
-
-def copies(expert: Expert, n: int) -> EnsembleDenoiser:
-    """An ensemble of n experts that are all the same."""
-    return EnsembleDenoiser(
-        [Expert(f"copy {i}", expert.denoiser, expert.components, expert.pipeline_class) for i in range(n)]
-    )
-
-
-def picture(seed: int = 0) -> torch.Tensor:
-    return torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(seed))
-
-
-def stock(whole: Any, cls: type | None, parts: dict[str, Any]) -> Any:
-    """Diffusers' own pipeline ``cls`` with the parts of another."""
-    known = inspect.signature(cls or type(whole)).parameters
-    return (cls or type(whole))(**{name: one for name, one in {**whole.components, **parts}.items() if name in known})
 
 
 def draw(pipeline: Any, **options: Any) -> np.ndarray:
@@ -75,8 +54,8 @@ def controlnet(model: Any) -> FluxControlNetModel:
 WHOLE = tiny_flux_pipeline
 FILL = partial(tiny_flux_pipeline, transformer=tiny_flux(in_channels=2 * 16 + 4 * 4, out_channels=16))
 CONTROL = partial(tiny_flux_pipeline, transformer=tiny_flux(in_channels=32, out_channels=16))
-MASK = (picture(1)[:, :1] > 0.5).float()
-CONTROLLED = {"control_image": picture(2), "controlnet_conditioning_scale": 0.7}
+MASK = (wide_picture(1)[:, :1] > 0.5).float()
+CONTROLLED = {"control_image": wide_picture(2), "controlnet_conditioning_scale": 0.7}
 
 Given = Callable[[Any], dict[str, Any]]
 PIPELINES: dict[str, tuple[Callable[[], Any], type | None, Given, dict[str, Any]]] = {
@@ -93,10 +72,15 @@ PIPELINES: dict[str, tuple[Callable[[], Any], type | None, Given, dict[str, Any]
         lambda _: {},
         {"negative_prompt": NEGATIVE, "true_cfg_scale": 3.0},
     ),
-    "img2img": (WHOLE, FluxImg2ImgPipeline, lambda _: {}, {"image": picture(), "strength": 0.7}),
-    "inpaint": (WHOLE, FluxInpaintPipeline, lambda _: {}, {"image": picture(), "mask_image": MASK, "strength": 0.9}),
-    "fill": (FILL, FluxFillPipeline, lambda _: {}, {"image": picture(), "mask_image": MASK}),
-    "control": (CONTROL, FluxControlPipeline, lambda _: {}, {"control_image": picture(2)}),
+    "img2img": (WHOLE, FluxImg2ImgPipeline, lambda _: {}, {"image": wide_picture(), "strength": 0.7}),
+    "inpaint": (
+        WHOLE,
+        FluxInpaintPipeline,
+        lambda _: {},
+        {"image": wide_picture(), "mask_image": MASK, "strength": 0.9},
+    ),
+    "fill": (FILL, FluxFillPipeline, lambda _: {}, {"image": wide_picture(), "mask_image": MASK}),
+    "control": (CONTROL, FluxControlPipeline, lambda _: {}, {"control_image": wide_picture(2)}),
     "chroma": (
         tiny_chroma_pipeline,
         None,
@@ -107,20 +91,20 @@ PIPELINES: dict[str, tuple[Callable[[], Any], type | None, Given, dict[str, Any]
         tiny_chroma_pipeline,
         ChromaImg2ImgPipeline,
         lambda _: {},
-        {"image": picture(), "strength": 0.7},
+        {"image": wide_picture(), "strength": 0.7},
     ),
     "controlnet": (WHOLE, FluxControlNetPipeline, lambda m: {"controlnet": controlnet(m)}, CONTROLLED),
     "controlnet img2img": (
         WHOLE,
         FluxControlNetImg2ImgPipeline,
         lambda m: {"controlnet": controlnet(m)},
-        {**CONTROLLED, "image": picture(), "strength": 0.7},
+        {**CONTROLLED, "image": wide_picture(), "strength": 0.7},
     ),
     "two controlnets": (
         WHOLE,
         FluxControlNetPipeline,
         lambda m: {"controlnet": FluxMultiControlNetModel([controlnet(m), controlnet(m)])},
-        {"control_image": [picture(2), picture(3)], "controlnet_conditioning_scale": [0.7, 0.4]},
+        {"control_image": [wide_picture(2), wide_picture(3)], "controlnet_conditioning_scale": [0.7, 0.4]},
     ),
 }
 
@@ -132,7 +116,7 @@ def test_copies_of_one_expert_draw_what_it_draws(name: str) -> None:
     build, cls, given, options = PIPELINES[name]
     whole = build()
     parts = given(whole.transformer)
-    expected = draw(stock(whole, cls, parts), **options)
+    expected = draw(rebuilt(whole, cls, parts), **options)
     assert expected.std() > 0.03
     np.testing.assert_array_equal(draw(copies(as_expert(whole), 1).pipeline(cls, **parts), **options), expected)
     # Halves add up without rounding.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,28 +18,9 @@ from diffusers import (
 
 from diffusemble import EnsembleDenoiser, pack_text
 from diffusemble.blocks.packing import PartwiseText, by_expert
-from diffusemble.experts.expert import Expert
+from ensembles import NEGATIVE, copies, rebuilt, wide_picture
 from tiny import LENGTH, WIDTH, as_expert, randomised
 from tiny_dit import T5_WIDTH, tiny_flow_vae, tiny_sd3, tiny_sd3_pipeline
-
-NEGATIVE = "blurry, of many fingers and too long for the context"
-
-
-def copies(expert: Expert, n: int) -> EnsembleDenoiser:
-    """An ensemble of n experts that are all the same."""
-    return EnsembleDenoiser(
-        [Expert(f"copy {i}", expert.denoiser, expert.components, expert.pipeline_class) for i in range(n)]
-    )
-
-
-def picture(seed: int = 0) -> torch.Tensor:
-    return torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(seed))
-
-
-def stock(whole: Any, cls: type | None, parts: dict[str, Any]) -> Any:
-    """Diffusers' own pipeline ``cls`` with the parts of another."""
-    known = inspect.signature(cls or type(whole)).parameters
-    return (cls or type(whole))(**{name: one for name, one in {**whole.components, **parts}.items() if name in known})
 
 
 def draw(pipeline: Any, **options: Any) -> np.ndarray:
@@ -74,8 +54,8 @@ WIDE = partial(
     transformer=tiny_sd3(in_channels=16, out_channels=16),
     vae=tiny_flow_vae(latent_channels=16),  # the inpainting pipeline knows no other number
 )
-MASK = (picture(1)[:, :1] > 0.5).float()
-CONTROLLED = {"control_image": picture(2), "controlnet_conditioning_scale": 0.7}
+MASK = (wide_picture(1)[:, :1] > 0.5).float()
+CONTROLLED = {"control_image": wide_picture(2), "controlnet_conditioning_scale": 0.7}
 
 Given = Callable[[Any], dict[str, Any]]
 PIPELINES: dict[str, tuple[Callable[[], Any], type | None, Given, dict[str, Any]]] = {
@@ -94,12 +74,12 @@ PIPELINES: dict[str, tuple[Callable[[], Any], type | None, Given, dict[str, Any]
         lambda _: {},
         {"skip_guidance_layers": [1, 2], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0},
     ),
-    "img2img": (WHOLE, StableDiffusion3Img2ImgPipeline, lambda _: {}, {"image": picture(), "strength": 0.7}),
+    "img2img": (WHOLE, StableDiffusion3Img2ImgPipeline, lambda _: {}, {"image": wide_picture(), "strength": 0.7}),
     "inpaint": (
         WIDE,
         StableDiffusion3InpaintPipeline,
         lambda _: {},
-        {"image": picture(), "mask_image": MASK, "strength": 0.9},
+        {"image": wide_picture(), "mask_image": MASK, "strength": 0.9},
     ),
     "controlnet": (
         WHOLE,
@@ -121,7 +101,7 @@ def test_copies_of_one_expert_draw_what_it_draws(name: str) -> None:
     build, cls, given, options = PIPELINES[name]
     whole = build()
     parts = given(whole.transformer)
-    expected = draw(stock(whole, cls, parts), **options)
+    expected = draw(rebuilt(whole, cls, parts), **options)
     assert expected.std() > 0.03
     np.testing.assert_array_equal(draw(copies(as_expert(whole), 1).pipeline(cls, **parts), **options), expected)
     # Halves add up without rounding.
