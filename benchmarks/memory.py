@@ -22,12 +22,12 @@ from cost import Size, random_inputs
 from rich.console import Console
 
 from diffusemble import EnsembleDenoiser, build_aggregator
+from diffusemble.config.memory import MemoryConfig
+from diffusemble.config.units import format_bytes
 from diffusemble.memory.measure import encoders_of, measure_weights, vae_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Plan, make_plan
 from diffusemble.memory.working import measure_working
-from diffusemble.memory_config import MemoryConfig
-from diffusemble.units import format_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COLUMNS = ("experts", "denoisers that stay", "parts", "weights, planned", "weights, counted", "estimated peak")

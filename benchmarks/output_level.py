@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.assembly import open_ensemble
+from diffusemble.ensembles.block_level import EnsembleDenoiser
+from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
 from diffusemble.evaluation.heldout import HeldOut, encode_images, losses
 from diffusemble.evaluation.pictures import choose, read_images, read_rows
 from diffusemble.evaluation.statistics import paired_bootstrap
 from diffusemble.evaluation.systems import System, plain_pipeline
-from diffusemble.output_ensemble import OutputEnsembleDenoiser, open_ensemble
 from diffusemble.zoo import trained_ensemble
 
 TIMES = (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)

@@ -21,11 +21,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from forward import DTYPES, processor
 
 from diffusemble import EnsembleDenoiser, build_aggregator
+from diffusemble.config.memory import MemoryConfig
+from diffusemble.config.units import format_bytes
 from diffusemble.experts.expert import Expert
 from diffusemble.memory.keep import Drawing, choose_plan
 from diffusemble.memory.place import Placement
-from diffusemble.memory_config import MemoryConfig
-from diffusemble.units import format_bytes
 
 
 def build(n: int, dtype: torch.dtype) -> EnsembleDenoiser:

@@ -20,11 +20,11 @@ from torch.nn import functional
 
 from diffusemble import EnsembleDenoiser, build_aggregator
 from diffusemble.blocks.example import example
+from diffusemble.config.units import format_bytes
 from diffusemble.memory.bundle import bytes_of, weights_of
 from diffusemble.memory.live import fused_attention, peak_bytes
 from diffusemble.memory.measure import measure_weights
 from diffusemble.memory.recompute import recompute_blocks
-from diffusemble.units import format_bytes
 
 
 def build(size: str, n: int, preset: str) -> EnsembleDenoiser:

@@ -12,7 +12,6 @@ CHECKED = (
     "diffusemble.latent.superdiff",
     "diffusemble.merging.methods",
     "diffusemble.parametrisation",
-    "diffusemble.paths",
     "diffusemble.training.levels",
     "diffusemble.training.objective",
     "diffusemble.training.weighting",

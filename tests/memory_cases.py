@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from diffusemble import EnsembleDenoiser, build_aggregator
+from diffusemble.config.memory import MemoryConfig
 from diffusemble.memory.measure import measure_weights
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Plan, Working, make_plan
-from diffusemble.memory_config import MemoryConfig
 from tiny import WIDTH, randomised, tiny_sdxl_unet, tiny_unet
 from tiny_dit import tiny_flux, tiny_sd3
 

@@ -5,7 +5,7 @@ from math import log
 import pytest
 import torch
 
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.text import pack_text
 from diffusemble.fusion import mean, most_salient, saliency, shares, smooth
 from tests.tiny import LENGTH, WIDTH, tiny_unet

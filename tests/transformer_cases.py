@@ -13,7 +13,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from diffusemble.blocks.base import run_through
-from diffusemble.ensemble import blocks_of
+from diffusemble.ensembles.block_level import blocks_of
 from law_families import flux_arguments, sd3_arguments
 from tiny import randomised
 from tiny_dit import T5_WIDTH, tiny_chroma, tiny_flux, tiny_sd3

@@ -15,7 +15,8 @@ from diffusemble.aggregators.router import Router
 from diffusemble.aggregators.storage import create, name_of
 from diffusemble.blocks.base import Call
 from diffusemble.blocks.example import CLIP_PROMPT, example
-from diffusemble.ensemble import EnsembleDenoiser, blocks_of
+from diffusemble.ensembles.base import Ensemble
+from diffusemble.ensembles.block_level import blocks_of
 from diffusemble.experts.expert import Expert
 
 FLUX_SIDE = 128  # of the latents of FLUX's pictures, whose configuration does not say
@@ -93,7 +94,7 @@ class Description:
         return self.ensemble_flops / self.expert_flops
 
 
-def describe(ensemble: EnsembleDenoiser, latent_size: tuple[int, int] | None = None) -> Description:
+def describe(ensemble: Ensemble, latent_size: tuple[int, int] | None = None) -> Description:
     """Count sizes, parameters and cost of an ensemble.
 
     Args:
@@ -125,7 +126,7 @@ def describe(ensemble: EnsembleDenoiser, latent_size: tuple[int, int] | None = N
     )
 
 
-def latent_size(ensemble: EnsembleDenoiser, height: int, width: int) -> tuple[int, int]:
+def latent_size(ensemble: Ensemble, height: int, width: int) -> tuple[int, int]:
     """Height and width of the latents of a picture, in pixels.
 
     Raises:
@@ -151,7 +152,7 @@ def count_flops(call: Callable[[], Any]) -> Cost:
     return _so_far(counter)
 
 
-def example_for(ensemble: EnsembleDenoiser, denoiser: nn.Module, latents: tuple[int, int], batch: int = 1) -> Call:
+def example_for(ensemble: Ensemble, denoiser: nn.Module, latents: tuple[int, int], batch: int = 1) -> Call:
     """A call of one expert's ``denoiser``, with prompts of its tokenizer's length."""
     tokenizer = ensemble.experts[0].components.get("tokenizer")
     return example(denoiser, latents, batch, tokenizer.model_max_length if tokenizer else CLIP_PROMPT)
@@ -170,7 +171,7 @@ class Walk:
     context: Context
 
 
-def _walk(ensemble: EnsembleDenoiser, height: int, width: int) -> Walk:
+def _walk(ensemble: Ensemble, height: int, width: int) -> Walk:
     first = ensemble.denoisers[0]
     blocks = blocks_of(type(first).from_config(first.config).eval())
     call = example_for(ensemble, blocks.denoiser, (height, width))
@@ -187,13 +188,13 @@ def _walk(ensemble: EnsembleDenoiser, height: int, width: int) -> Walk:
     return Walk(_so_far(counter), opening, tuple(grids), context)
 
 
-def _running(ensemble: EnsembleDenoiser, walk: Walk) -> Cost:
+def _running(ensemble: Ensemble, walk: Walk) -> Cost:
     """Operations of the experts: all of them, or with a router one of them, while all embed time and text."""
     others = walk.opening if isinstance(ensemble.aggregator, Router) else walk.cost
     return walk.cost + others * (len(ensemble.experts) - 1)
 
 
-def _combining(ensemble: EnsembleDenoiser, walk: Walk) -> Cost:
+def _combining(ensemble: Ensemble, walk: Walk) -> Cost:
     """Operations of the aggregator or router at all its points."""
     own = ensemble.aggregator
     if not _size(own):

@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusemble.adapted import adapted_pipeline, adapter_call, guided
+from diffusemble.adapters.install import adapted_pipeline, adapter_call, guided
+from diffusemble.adapters.two_stages import in_two_stages, refiner_pipeline
 from diffusemble.aggregators.recording import AttentionMaps, record_attention
-from diffusemble.config import GenerateConfig, nearest
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.config.generate import GenerateConfig
+from diffusemble.config.schema import nearest
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.pictures.attention import PointMaps
 from diffusemble.registry import SCHEDULERS, lookup
-from diffusemble.two_stages import in_two_stages, refiner_pipeline
 
 SCHEDULER_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "ddim": {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False},
@@ -59,11 +60,11 @@ class MapChoice:
 
 
 def draw(
-    ensemble: EnsembleDenoiser,
+    ensemble: Ensemble,
     config: GenerateConfig,
     choice: MapChoice | None = None,
     tell: Tell = lambda share: None,
-    refiner: EnsembleDenoiser | None = None,
+    refiner: Ensemble | None = None,
 ) -> tuple[Picture, ...]:
     """Draw every prompt with every seed.
 
@@ -113,7 +114,7 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def install(ensemble: EnsembleDenoiser, config: GenerateConfig) -> Any:
+def install(ensemble: Ensemble, config: GenerateConfig) -> Any:
     """A diffusers pipeline around the ensemble, with the sampler and the adapters of a configuration."""
     pipeline = adapted_pipeline(ensemble, config)
     pipeline.scheduler = build_scheduler(config.scheduler, pipeline.scheduler.config)
@@ -137,7 +138,7 @@ def build_scheduler(name: str, trained_with: Mapping[str, Any]) -> Any:
     return cls.from_config(trained_with, **SCHEDULER_SETTINGS.get(name, {}))
 
 
-def choose_maps(ensemble: EnsembleDenoiser, config: GenerateConfig) -> MapChoice | None:
+def choose_maps(ensemble: Ensemble, config: GenerateConfig) -> MapChoice | None:
     """What ``config.attention`` asks for, or a spread over all points and steps.
 
     Raises:

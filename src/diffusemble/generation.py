@@ -11,15 +11,16 @@ from typing import Any
 
 from PIL import Image
 
-from diffusemble.adapter_config import AdapterConfig
 from diffusemble.aggregators.mean import Mean, MeanOptions
-from diffusemble.config import AggregatorConfig, EnsembleConfig, GenerateConfig, MadeWith, RefinerConfig
+from diffusemble.config.adapters import AdapterConfig
+from diffusemble.config.ensemble import AggregatorConfig, EnsembleConfig, RefinerConfig
+from diffusemble.config.generate import GenerateConfig, MadeWith
 from diffusemble.drawing import Picture, choose_maps, draw, placement
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.assembly import assemble, open_ensemble
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import load_experts
 from diffusemble.memory.keep import MemoryReport, on_host, within_memory
-from diffusemble.output_ensemble import assemble, open_ensemble
 from diffusemble.pictures.attention import attention_picture
 from diffusemble.pictures.files import free_stem
 from diffusemble.pictures.metadata import save_png
@@ -142,7 +143,7 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
     return Pictures(drawn[TOGETHER], config.model_copy(update={"made_with": now}), names, sheet, memory)
 
 
-def build_ensemble(config: EnsembleConfig) -> EnsembleDenoiser:
+def build_ensemble(config: EnsembleConfig) -> Ensemble:
     """Experts and aggregator of a configuration, on their device."""
     device, dtype = placement(config.device, config.dtype)
     folder = _saved(config)
@@ -194,7 +195,7 @@ def _refuse_silent(first: Expert) -> None:
         )
 
 
-def _warn(config: GenerateConfig, ensemble: EnsembleDenoiser, now: MadeWith) -> None:
+def _warn(config: GenerateConfig, ensemble: Ensemble, now: MadeWith) -> None:
     for difference in differences(config.made_with, now) if config.made_with else ():
         log.warning("The picture may differ from the saved one: %s.", difference)
     parts = ensemble.experts[0].components
@@ -213,7 +214,7 @@ def _part(tell: Progress, what: str, number: int, count: int) -> Callable[[float
     return lambda share: tell((number + share) / count, what)
 
 
-def _ways(ensemble: EnsembleDenoiser) -> dict[str, EnsembleDenoiser]:
+def _ways(ensemble: Ensemble) -> dict[str, Ensemble]:
     """What a comparison shows: every expert alone, their mean, the ensemble."""
     if len(ensemble.experts) == 1:
         return {TOGETHER: ensemble}

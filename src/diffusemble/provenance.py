@@ -9,13 +9,13 @@ from importlib.metadata import version
 import diffusemble
 from diffusemble.aggregators.base import Combiner
 from diffusemble.aggregators.storage import name_of
-from diffusemble.config import ExpertRecord, MadeWith
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.config.generate import ExpertRecord, MadeWith
+from diffusemble.ensembles.base import Ensemble
 
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
-def made_with(ensemble: EnsembleDenoiser, refiner: EnsembleDenoiser | None = None) -> MadeWith:
+def made_with(ensemble: Ensemble, refiner: Ensemble | None = None) -> MadeWith:
     """Versions, device, and SHA-256 of the experts' files, of a refiner's too, and of the aggregator."""
     return MadeWith(
         versions=versions(),

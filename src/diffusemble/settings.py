@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from diffusemble.config import nearest
+from diffusemble.config.schema import nearest
 
 M = TypeVar("M", bound=BaseModel)
 

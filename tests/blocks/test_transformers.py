@@ -19,7 +19,7 @@ from diffusemble.blocks.chroma import ChromaBlocks
 from diffusemble.blocks.flux import FluxBlocks
 from diffusemble.blocks.sd3 import SD3Blocks
 from diffusemble.blocks.streams import on_grid, rows
-from diffusemble.ensemble import blocks_of
+from diffusemble.ensembles.block_level import blocks_of
 from tiny_dit import tiny_chroma, tiny_flux
 from transformer_cases import (
     ARCHITECTURES,

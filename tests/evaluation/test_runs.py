@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 from pyarrow import parquet
 
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.evaluation.config import PicturesConfig
 from diffusemble.evaluation.gallery import Gallery
 from diffusemble.evaluation.prompts import read_prompts

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.evaluation.config import EvaluateConfig
 from diffusemble.evaluation.specs import Chosen, choose_systems, open_ensemble
 from tests.evaluation.tiny_zoo import save_tiny_ensemble

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.evaluation.heldout import HeldOut
 from diffusemble.evaluation.routing import expert_weights
 from diffusemble.evaluation.systems import average_expert, build_systems, select

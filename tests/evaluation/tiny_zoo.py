@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.evaluation.config import EvaluateConfig
 from diffusemble.experts.load import load_experts
 from tests.tiny import randomised, tiny_pipeline, tiny_text_encoder

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from diffusemble import OutputEnsembleDenoiser
+from diffusemble.ensembles.assembly import assemble
 from diffusemble.experts.expert import Expert
-from diffusemble.output_ensemble import assemble
 from tiny import (
     as_expert,
     randomised,

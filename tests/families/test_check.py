@@ -13,7 +13,7 @@ from torch import nn
 from diffusemble import OutputEnsembleDenoiser
 from diffusemble.experts.expert import Expert
 from diffusemble.families.check import families_of, terms_of
-from diffusemble.paths import Flow, Terms, VariancePreserving
+from diffusemble.parametrisation.paths import Flow, Terms, VariancePreserving
 from tests.families.parts import stable, wider
 from tiny import as_expert, tiny_pipeline, tiny_scheduler, tiny_unet, tiny_vae
 from tiny_dit import tiny_flow_scheduler, tiny_sd3_pipeline

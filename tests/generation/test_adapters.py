@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from diffusemble import EnsembleDenoiser, guidance_interval, load_experts
-from diffusemble.adapted import adapted_pipeline, adapter_call
-from diffusemble.config import GenerateConfig
+from diffusemble.adapters.install import adapted_pipeline, adapter_call
+from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import build_scheduler
 from diffusemble.generation import build_ensemble, generate
 from diffusemble.settings import load_config
-from ensembles import controlnet
 from stock import small_pipeline
 from tiny import randomised
+from tiny_ensembles import controlnet
 from unet_inputs import IMAGE_WIDTH, image_prompt_weights
 
 SEED = 5

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusemble import EnsembleDenoiser, load_experts
-from diffusemble.config import GenerateConfig
+from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import build_scheduler, choose_maps, draw, install
 from diffusemble.registry import SCHEDULERS
 from tiny import tiny_pipeline, tiny_scheduler

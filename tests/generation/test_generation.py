@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 import diffusemble
 from diffusemble import load_experts
 from diffusemble.aggregators.sabw import SABW
-from diffusemble.config import GenerateConfig
+from diffusemble.config.generate import GenerateConfig
 from diffusemble.generation import MEAN, TOGETHER, Pictures, build_ensemble, generate
 from diffusemble.pictures.metadata import read_document
 from diffusemble.pictures.sheet import GAP, MARGIN, cell, enlarge

@@ -11,11 +11,11 @@ import torch
 from PIL import ImageChops
 
 from diffusemble import EnsembleDenoiser, GenerateConfig, OutputEnsembleDenoiser, generate, load_experts, open_ensemble
+from diffusemble.ensembles.output_level import build_output_aggregator
 from diffusemble.evaluation.config import EvaluateConfig
 from diffusemble.evaluation.specs import choose_systems
 from diffusemble.evaluation.specs import open_ensemble as open_evaluated
 from diffusemble.generation import OUTPUT_MEAN, TOGETHER, build_ensemble
-from diffusemble.output_ensemble import build_output_aggregator
 from diffusemble.training.config import TrainConfig
 from tests.families.parts import draw, tiny_pixart_pipeline, tiny_wider_pipeline
 from tiny import randomised, tiny_pipeline

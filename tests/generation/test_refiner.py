@@ -12,15 +12,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusemble import load_experts
+from diffusemble.adapters.two_stages import refiner_pipeline
 from diffusemble.app.cli import app
-from diffusemble.config import GenerateConfig
+from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import build_scheduler
 from diffusemble.generation import generate
 from diffusemble.settings import load_config
-from diffusemble.two_stages import refiner_pipeline
-from ensembles import different
 from stock import sdxl, small_pipeline
 from tiny import tiny_refiner, tiny_scheduler
+from tiny_ensembles import different
 
 
 @pytest.fixture(scope="module")

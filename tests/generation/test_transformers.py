@@ -12,7 +12,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusemble import EnsembleDenoiser, build_aggregator, load_experts
-from diffusemble.config import GenerateConfig
+from diffusemble.config.generate import GenerateConfig
 from diffusemble.description import describe
 from diffusemble.drawing import build_scheduler, choose_maps, draw
 from diffusemble.generation import generate

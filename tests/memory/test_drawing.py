@@ -13,15 +13,15 @@ from PIL import Image
 from torch import nn
 
 from diffusemble import EnsembleDenoiser
-from diffusemble.config import GenerateConfig
+from diffusemble.config.generate import GenerateConfig
+from diffusemble.config.memory import MemoryConfig
+from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
 from diffusemble.generation import generate
 from diffusemble.memory.keep import Drawing, choose_plan
 from diffusemble.memory.measure import decoding_type, encoders_of, measure_weights, vae_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Working, make_plan
 from diffusemble.memory.visitors import layer_by_layer, own_weights
-from diffusemble.memory_config import MemoryConfig
-from diffusemble.output_ensemble import OutputEnsembleDenoiser
 from tiny import as_expert, tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder, tiny_unet, tiny_vae
 from tiny_dit import tiny_flux_pipeline, tiny_sd3_pipeline, tiny_t5
 

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import pytest
 
-from diffusemble.config import GenerateConfig
+from diffusemble.config.generate import GenerateConfig
+from diffusemble.config.memory import MemoryConfig
+from diffusemble.config.units import format_bytes, parse_bytes
 from diffusemble.memory.plan import Weights, Working, choose, make_plan, plans
-from diffusemble.memory_config import MemoryConfig
-from diffusemble.units import format_bytes, parse_bytes
 
 # Two denoisers of 100 + 300 and 100 + 500, 10 outside; encoders of 60 and 80 with layers of 7 and 9, a VAE of 40.
 WEIGHTS = Weights(((100, 300), (100, 500)), 0, 10, (60, 80), (7, 9), 40)

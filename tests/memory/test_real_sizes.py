@@ -11,10 +11,10 @@ from architectures import ARCHITECTURES
 
 from diffusemble import EnsembleDenoiser
 from diffusemble.blocks.example import example
+from diffusemble.config.memory import MemoryConfig
 from diffusemble.memory.measure import measure_weights
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Working, make_plan
-from diffusemble.memory_config import MemoryConfig
 
 POINTS = {"sd15": 25, "sd21": 25, "sdxl": 19, "sdxl-refiner": 25, "flux-dev": 57, "sd3-medium": 24}
 POINTS |= {"sd35-medium": 24, "sd35-large": 38}

@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from diffusemble.aggregators.recording import AttentionMaps, record_attention
 from diffusemble.app.cli import app
-from diffusemble.config import GenerateConfig
+from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import draw
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.evaluation.systems import Only
 from diffusemble.experts.load import load_experts
 from diffusemble.merging.blockwise import slots

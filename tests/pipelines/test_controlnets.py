@@ -24,9 +24,9 @@ from diffusers import (
 )
 
 from diffusemble import pack_text
-from ensembles import ATOL, SMALL, N, controlnet, copies, different, draw, mask, picture, stock, unlike
 from stock import sdxl, small_pipeline
 from tiny import as_expert, randomised, tiny_pipeline, tiny_sdxl_pipeline
+from tiny_ensembles import ATOL, SMALL, N, controlnet, copies, different, draw, mask, picture, stock, unlike
 
 
 def small_sdxl(seed: int = 0) -> Any:

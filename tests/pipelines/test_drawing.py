@@ -19,8 +19,8 @@ from diffusers import (
 )
 
 from diffusemble import EnsembleDenoiser
-from ensembles import ATOL, NEGATIVE, PROMPT, SMALL, copies, different, draw, mask, picture, unlike
 from tiny import as_expert, tiny_pipeline, tiny_refiner, tiny_sdxl_pipeline, tiny_unet
+from tiny_ensembles import ATOL, NEGATIVE, PROMPT, SMALL, copies, different, draw, mask, picture, unlike
 
 IMG2IMG = {"image": picture(), "strength": 0.5, "num_inference_steps": 4}
 INPAINT = {"image": picture(), "mask_image": mask(), "strength": 1.0, **SMALL}

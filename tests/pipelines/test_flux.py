@@ -22,10 +22,10 @@ from diffusers import (
 )
 
 from diffusemble import EnsembleDenoiser, pack_text
-from ensembles import NEGATIVE, copies, rebuilt, wide_picture
 from law_families import flux_arguments
 from tiny import as_expert, randomised
 from tiny_dit import tiny_chroma_pipeline, tiny_flux, tiny_flux_pipeline, tiny_t5
+from tiny_ensembles import NEGATIVE, copies, rebuilt, wide_picture
 from transformer_cases import IMAGE_WIDTH, load_flux_image_prompt
 from unet_inputs import randn
 

@@ -17,9 +17,9 @@ from diffusers import (
 )
 
 from diffusemble import EnsembleDenoiser, build_aggregator, guidance_interval
-from ensembles import ATOL, SMALL, controlnet, different, draw, picture, stock, unlike
 from stock import generator, sd3, sdxl, small_pipeline
 from tiny import as_expert
+from tiny_ensembles import ATOL, SMALL, controlnet, different, draw, picture, stock, unlike
 
 
 def small_sdxl(seed: int = 0) -> Any:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ensembles import ATOL, SMALL, different, draw, unlike
 from stock import sdxl, small_pipeline
+from tiny_ensembles import ATOL, SMALL, different, draw, unlike
 from unet_inputs import IMAGE_WIDTH, image_prompt_weights, randn
 
 BUILDS = {"SD": small_pipeline, "SDXL": lambda seed=0: sdxl(seed)[0]}

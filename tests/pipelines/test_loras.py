@@ -13,9 +13,9 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 
 from diffusemble import EnsembleDenoiser, OutputEnsembleDenoiser
-from ensembles import ATOL, SMALL, different, draw, unlike
 from stock import sdxl, small_pipeline
 from tiny import as_expert
+from tiny_ensembles import ATOL, SMALL, different, draw, unlike
 
 SHORT = {**SMALL, "num_inference_steps": 1, "guidance_scale": 1.0}
 LAYERS = {"unet": ["to_q", "to_v", "ff.net.2"], "text_encoder": ["q_proj", "out_proj"]}

@@ -12,10 +12,10 @@ import torch
 from diffusemble import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.expert import Expert
 from diffusemble.fusion import most_salient, saliency
-from ensembles import ATOL, NEGATIVE, PROMPT, SMALL, draw
 from pipelines.test_controlnets import CONTROLLED
 from pipelines.test_drawing import PIPELINES, plain
 from tiny import as_expert, tiny_pipeline, tiny_sdxl_pipeline
+from tiny_ensembles import ATOL, NEGATIVE, PROMPT, SMALL, draw
 
 GUIDED = [name for name in PIPELINES if name != "SD without guidance"]
 

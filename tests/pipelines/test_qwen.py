@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from diffusemble import EnsembleDenoiser, pack_text
-from diffusemble.config import GenerateConfig
+from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import draw as draw_prompts
 from diffusemble.experts.expert import Expert
 from tiny import as_expert

@@ -18,9 +18,9 @@ from diffusers import (
 
 from diffusemble import EnsembleDenoiser, pack_text
 from diffusemble.blocks.packing import PartwiseText, by_expert
-from ensembles import NEGATIVE, copies, rebuilt, wide_picture
 from tiny import LENGTH, WIDTH, as_expert, randomised
 from tiny_dit import T5_WIDTH, tiny_flow_vae, tiny_sd3, tiny_sd3_pipeline
+from tiny_ensembles import NEGATIVE, copies, rebuilt, wide_picture
 
 
 def draw(pipeline: Any, **options: Any) -> np.ndarray:

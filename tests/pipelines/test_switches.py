@@ -16,8 +16,8 @@ from diffusers.hooks import (
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-from ensembles import ATOL, SMALL, different, draw, unlike
 from stock import small_pipeline
+from tiny_ensembles import ATOL, SMALL, different, draw, unlike
 
 CPU = torch.device("cpu")
 THREE = {**SMALL, "num_inference_steps": 3}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffusemble import pack_text
-from ensembles import NEGATIVE, PROMPT, SMALL, N, copies, different, draw, unlike
 from tiny import as_expert, tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder
+from tiny_ensembles import NEGATIVE, PROMPT, SMALL, N, copies, different, draw, unlike
 
 
 def test_every_expert_reads_the_prompt_with_its_own_encoder() -> None:

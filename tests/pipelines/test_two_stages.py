@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
 
-from ensembles import ATOL, NEGATIVE, PROMPT, SMALL, different, unlike
 from stock import sdxl
 from tiny import tiny_refiner
+from tiny_ensembles import ATOL, NEGATIVE, PROMPT, SMALL, different, unlike
 
 CALL = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": 3, "guidance_scale": 4.0}
 SPLIT = 0.5

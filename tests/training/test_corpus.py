@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.text import pack_text
 from diffusemble.training.config import DataConfig, TrainConfig

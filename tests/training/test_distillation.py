@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from diffusemble.drawing import build_scheduler
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.adapters import add_adapters
 from diffusemble.experts.load import load_experts
 from diffusemble.training.config import DistillConfig, RunConfig

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import training.families as families
 from diffusemble.aggregators import load_aggregator
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.experts.load import load_experts
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.corpus import encode_corpus

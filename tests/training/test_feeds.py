@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
 from diffusemble.training.config import DataConfig
 from diffusemble.training.corpus import Corpus, encode_corpus

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
 from diffusemble.training.corpus import encode_corpus
 from diffusemble.training.learner import Learner

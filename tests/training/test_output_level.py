@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from diffusemble.aggregators import load_aggregator
+from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
 from diffusemble.experts.expert import Expert
-from diffusemble.output_ensemble import OutputEnsembleDenoiser
 from diffusemble.training.log import read_log
 from diffusemble.training.train import train
 from tests.families.parts import stable, tiny_pixart_pipeline, wider

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusemble.aggregators import load_aggregator
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
 from diffusemble.settings import load_config
 from diffusemble.training.config import TrainConfig

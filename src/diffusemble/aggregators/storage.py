@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusemble.aggregators.base import Combiner, CombinerOptions, Sizes
-from diffusemble.config import chosen
+from diffusemble.config.schema import chosen
 from diffusemble.registry import AGGREGATORS, lookup
 
 HEADER_KEY = "diffusemble.aggregator"

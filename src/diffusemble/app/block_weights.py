@@ -41,7 +41,7 @@ def export(
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any key of generate, as key=value.")] = None,
 ) -> None:
     """Write the mean weight of each expert at each point of an ensemble as the recipe of a block-weighted merge."""
-    from diffusemble.config import GenerateConfig
+    from diffusemble.config.generate import GenerateConfig
     from diffusemble.settings import load_config
 
     if not prompts and config is None:

@@ -88,7 +88,7 @@ def generate(
 
     Every picture carries its configuration: `diffusemble generate --config picture.png` draws it again.
     """
-    from diffusemble.config import GenerateConfig
+    from diffusemble.config.generate import GenerateConfig
     from diffusemble.settings import load_config
 
     if not prompts and config is None and not any(one.startswith("prompts") for one in sets or ()):
@@ -121,7 +121,7 @@ def describe(
     sets: Set = None,
 ) -> None:
     """Print an ensemble: experts, sizes, points, parameters, and what a step costs."""
-    from diffusemble.config import EnsembleConfig
+    from diffusemble.config.ensemble import EnsembleConfig
     from diffusemble.settings import load_config
 
     if sources and len(sources) == 1 and (Path(sources[0]) / "ensemble.json").is_file():

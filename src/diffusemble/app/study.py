@@ -16,7 +16,7 @@ Config = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file
 
 def study(name: Name = None, settings: Settings = None, config: Config = None) -> None:
     """Run one of the studies and write its page; scores are kept, so an interrupted study goes on."""
-    from diffusemble.config import known
+    from diffusemble.config.schema import known
     from diffusemble.registry import STUDIES
 
     if name is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from diffusemble.config import nearest
+from diffusemble.config.schema import nearest
 
 
 def point_indices(points: Any, names: Sequence[str], anchor: int) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from diffusemble.drawing import build_scheduler
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.evaluation.config import BenchConfig, EvaluateConfig
 from diffusemble.evaluation.parquet import zoo_table
 from diffusemble.evaluation.pictures import METADATA, read_rows
@@ -49,7 +49,7 @@ class Prepared:
         identity: what the scores depend on.
     """
 
-    ensemble: EnsembleDenoiser
+    ensemble: Ensemble
     systems: tuple[System, ...]
     store: Store
     notes: Mapping[str, Any]
@@ -115,7 +115,7 @@ def prepare(config: BenchConfig, shards: Shards, data: Mapping[str, Any]) -> Pre
     return Prepared(ensemble, chosen.systems, store, notes, depends)
 
 
-def identity(config: BenchConfig, ensemble: EnsembleDenoiser) -> dict[str, Any]:
+def identity(config: BenchConfig, ensemble: Ensemble) -> dict[str, Any]:
     """Everything the scores depend on, beside the pictures or prompts."""
     return {
         **config.model_dump(mode="json", exclude=NOT_IDENTITY),
@@ -124,7 +124,7 @@ def identity(config: BenchConfig, ensemble: EnsembleDenoiser) -> dict[str, Any]:
     }
 
 
-def machine_notes(ensemble: EnsembleDenoiser) -> dict[str, Any]:
+def machine_notes(ensemble: Ensemble) -> dict[str, Any]:
     """Versions, processor and threads, aggregator."""
     made = made_with(ensemble)
     return {

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from diffusemble.config import AggregatorConfig, Scheduler, Schema, Seed, Side, Text, known, listed
+from diffusemble.config.ensemble import AggregatorConfig
+from diffusemble.config.schema import Scheduler, Schema, Seed, Side, Text, known, listed
 from diffusemble.registry import METRICS
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusemble.evaluation.pictures import generator_of
-from diffusemble.parametrisation import Prediction, convert
+from diffusemble.parametrisation.kinds import Prediction, convert
 from diffusemble.training.objective import FLOW, Diffusion, Level, add_noise, target_of
 
 Predict = Callable[[Tensor, Tensor, Sequence[str]], Tensor]

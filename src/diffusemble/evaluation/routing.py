@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusemble.aggregators.recording import record_attention
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.evaluation.heldout import HeldOut, Predict, losses
 from diffusemble.training.objective import Diffusion
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.evaluation.config import EvaluateConfig
 from diffusemble.evaluation.features import NETS, FeatureNet
 from diffusemble.evaluation.grounds import grounds_of
@@ -69,7 +69,7 @@ class Bench:
         config: EvaluateConfig,
         rows: Sequence[Row],
         systems: Sequence[System],
-        ensemble: EnsembleDenoiser,
+        ensemble: Ensemble,
         store: Store,
         shards: Shards = ALONE,
     ) -> None:

@@ -11,16 +11,17 @@ from pathlib import Path
 import torch
 
 from diffusemble.aggregators.storage import load_aggregator
-from diffusemble.config import nearest
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.config.schema import nearest
+from diffusemble.ensembles.assembly import join
+from diffusemble.ensembles.assembly import open_ensemble as open_saved
+from diffusemble.ensembles.base import Ensemble
+from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.evaluation.config import BenchConfig, SystemConfig
 from diffusemble.evaluation.systems import LEARNED, System, build_systems, plain_pipeline
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import load_experts
 from diffusemble.experts.reference import SPEC_FILE, WEIGHTS_FILE
 from diffusemble.experts.sources import is_file, split_source
-from diffusemble.output_ensemble import join
-from diffusemble.output_ensemble import open_ensemble as open_saved
 from diffusemble.pictures.files import slug
 from diffusemble.provenance import fingerprint
 from diffusemble.zoo import trained_ensemble
@@ -57,7 +58,7 @@ def ensemble_folder(source: str) -> Path:
     return folder
 
 
-def open_ensemble(config: BenchConfig, device: torch.device, dtype: torch.dtype) -> EnsembleDenoiser:
+def open_ensemble(config: BenchConfig, device: torch.device, dtype: torch.dtype) -> Ensemble:
     """The ensemble of a configuration; of experts alone, their block-wise mean stands in for one."""
     if config.experts:
         experts = load_experts(config.experts, dtype=dtype, device=device)
@@ -66,7 +67,7 @@ def open_ensemble(config: BenchConfig, device: torch.device, dtype: torch.dtype)
     return open_saved(folder, dtype=dtype, device=device).eval()
 
 
-def choose_systems(config: BenchConfig, ensemble: EnsembleDenoiser) -> Chosen:
+def choose_systems(config: BenchConfig, ensemble: Ensemble) -> Chosen:
     """The systems of a configuration: all built-in ones, or those it lists.
 
     Raises:
@@ -91,7 +92,7 @@ def choose_systems(config: BenchConfig, ensemble: EnsembleDenoiser) -> Chosen:
     return Chosen(tuple(found), stamps)
 
 
-def _system(spec: SystemConfig, ensemble: EnsembleDenoiser, known: Mapping[str, System]) -> tuple[System, str]:
+def _system(spec: SystemConfig, ensemble: Ensemble, known: Mapping[str, System]) -> tuple[System, str]:
     if spec.ensemble is not None:
         return _other_ensemble(spec, spec.ensemble, ensemble)
     if spec.model is not None:
@@ -107,7 +108,7 @@ def _system(spec: SystemConfig, ensemble: EnsembleDenoiser, known: Mapping[str, 
     return known[name], ""
 
 
-def _other_ensemble(spec: SystemConfig, source: str, ensemble: EnsembleDenoiser) -> tuple[System, str]:
+def _other_ensemble(spec: SystemConfig, source: str, ensemble: Ensemble) -> tuple[System, str]:
     folder = ensemble_folder(source)
     shared = _shared(folder, ensemble.experts)
     if shared:  # what is loaded already is not loaded again
@@ -131,7 +132,7 @@ def _shared(folder: Path, experts: Sequence[Expert]) -> list[Expert] | None:
     return kept if len(kept) == len(wanted) else None
 
 
-def _checkpoint(spec: SystemConfig, source: str, ensemble: EnsembleDenoiser) -> tuple[System, str]:
+def _checkpoint(spec: SystemConfig, source: str, ensemble: Ensemble) -> tuple[System, str]:
     first = ensemble.experts[0].source
     base = None if first is None or is_file(first) or not is_file(source) else split_source(first)[0]
     (expert, *rest) = load_experts(source, dtype=ensemble.dtype, device=ensemble.device, base=base)
@@ -141,7 +142,7 @@ def _checkpoint(spec: SystemConfig, source: str, ensemble: EnsembleDenoiser) -> 
     return System(name, f"model *{name}*", "control", plain_pipeline(expert)), _stamp(dict(expert.files))
 
 
-def _aggregated(spec: SystemConfig, ensemble: EnsembleDenoiser) -> tuple[System, str]:
+def _aggregated(spec: SystemConfig, ensemble: Ensemble) -> tuple[System, str]:
     choice = spec.aggregator
     if choice is None:
         raise ValueError("This system has no aggregator. Name one.")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusemble.aggregators.base import Aggregator, AggregatorOptions, Combiner, Context, Sizes
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.evaluation.heldout import in_terms
 from diffusemble.evaluation.pictures import generator_of
 from diffusemble.experts.expert import Expert

@@ -8,7 +8,7 @@ from typing import Any
 from diffusemble.experts.expert import Expert, latent_space
 from diffusemble.families.base import Family
 from diffusemble.latent.schedules import prediction_kind
-from diffusemble.paths import Flow, Path, Terms, VariancePreserving
+from diffusemble.parametrisation.paths import Flow, Path, Terms, VariancePreserving
 from diffusemble.registry import FAMILIES, lookup
 
 _PARTS = ("vae", "scheduler")

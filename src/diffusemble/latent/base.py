@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusemble.parametrisation import Prediction
+from diffusemble.parametrisation.kinds import Prediction
 
 __all__ = ["Combine", "Level", "Moment", "Prediction", "Step"]
 

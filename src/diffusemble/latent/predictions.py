@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusemble.latent.base import Level, Prediction
-from diffusemble.parametrisation import coefficients, convert
+from diffusemble.parametrisation.kinds import coefficients, convert
 
 
 def to_noise(prediction: Float[Tensor, "b ..."], sample: Tensor, level: Level, kind: Prediction) -> Tensor:

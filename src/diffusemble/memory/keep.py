@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusemble.config import GenerateConfig
+from diffusemble.config.generate import GenerateConfig
+from diffusemble.config.memory import MemoryConfig
+from diffusemble.config.units import format_bytes, parse_bytes
 from diffusemble.drawing import placement
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.memory.measure import measure_weights, vae_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Plan, choose
 from diffusemble.memory.working import measure_working
-from diffusemble.memory_config import MemoryConfig
-from diffusemble.units import format_bytes, parse_bytes
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class MemoryReport:
 
 
 def choose_plan(
-    ensemble: EnsembleDenoiser, budget: str | None, drawing: Drawing | None = None, choice: MemoryConfig | None = None
+    ensemble: Ensemble, budget: str | None, drawing: Drawing | None = None, choice: MemoryConfig | None = None
 ) -> Plan:
     """The fastest plan that keeps within a budget.
 
@@ -111,7 +111,7 @@ class Keeper:
 
 
 @contextmanager
-def within_memory(ensemble: EnsembleDenoiser, config: GenerateConfig) -> Iterator[Keeper | None]:
+def within_memory(ensemble: Ensemble, config: GenerateConfig) -> Iterator[Keeper | None]:
     """Place ``ensemble`` as its configuration asks; without a budget and a plan, do nothing.
 
     On CUDA the budget is a limit for the whole process: what would take more fails, as it would on a smaller card. On
@@ -147,7 +147,7 @@ def _limited(device: torch.device, budget: int | None) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def _latents(ensemble: EnsembleDenoiser, drawing: Drawing) -> tuple[int, int]:
+def _latents(ensemble: Ensemble, drawing: Drawing) -> tuple[int, int]:
     """Height and width of the latents of a drawing."""
     own = getattr(ensemble.config, "sample_size", None) or 128  # FLUX, whose configuration does not say
     height, width = (own, own) if isinstance(own, int) else own

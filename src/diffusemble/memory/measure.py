@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.memory.bundle import bytes_of, layout, weights_of
 from diffusemble.memory.plan import Weights
 from diffusemble.memory.visitors import layer_by_layer, own_weights

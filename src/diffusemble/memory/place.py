@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.memory.bundle import Bundle, bytes_of, weights_of
 from diffusemble.memory.conveyor import Conveyor
 from diffusemble.memory.measure import block_weights, distinct, encoders_of, outside_weights, vae_of

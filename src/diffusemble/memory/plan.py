@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from diffusemble.memory_config import MemoryConfig
-from diffusemble.units import format_bytes
+from diffusemble.config.memory import MemoryConfig
+from diffusemble.config.units import format_bytes
 
 PARTS = ("stay", "visit", "layers")
 """Where text encoders and VAE are: there all the time; there while they are called; text encoders layer by layer."""

@@ -10,7 +10,7 @@ from torch import nn
 from diffusemble.aggregators.base import Combiner
 from diffusemble.aggregators.storage import create, name_of
 from diffusemble.blocks.example import LONG_PROMPT, example
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.memory.live import peak_bytes
 from diffusemble.memory.measure import decoding_type, encoders_of, vae_of
 from diffusemble.memory.plan import Working

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, field_validator
 
-from diffusemble.config import Schema, Text, Texts, known
+from diffusemble.config.schema import Schema, Text, Texts, known
 from diffusemble.registry import MERGES
 
 BlockWeights = Text | tuple[float, ...] | Mapping[str, float]

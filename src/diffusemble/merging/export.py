@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from diffusemble.aggregators.recording import AttentionMaps, record_attention
-from diffusemble.config import GenerateConfig
+from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import draw
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.merging.blockwise import family_of, slots
 
 
-def export_weights(ensemble: EnsembleDenoiser, config: GenerateConfig) -> tuple[Mapping[str, float], ...]:
+def export_weights(ensemble: Ensemble, config: GenerateConfig) -> tuple[Mapping[str, float], ...]:
     """Block weights of a merge that listens to every expert as the ensemble does on average.
 
     The slots of MBW are the aggregation points of AFA. A slot gets the mean of its point's maps over prompts, guidance

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from diffusemble.config import Scheduler, Schema, Seed, Side, Text, Texts, known, listed
+from diffusemble.config.schema import Scheduler, Schema, Seed, Side, Text, Texts, known, listed
 from diffusemble.registry import METRICS
 
 Count = Annotated[int, Field(ge=1)]

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from diffusemble.config import ExpertRecord
+from diffusemble.config.generate import ExpertRecord
 from diffusemble.controls.pipelines import pipeline_with
 from diffusemble.drawing import build_scheduler, placement
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import load_experts
 from diffusemble.experts.pipeline import build_pipeline

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from diffusemble.config import MadeWith, Scheduler, Schema, Seed, Side, Text, listed, nearest
+from diffusemble.config.generate import MadeWith
+from diffusemble.config.schema import Scheduler, Schema, Seed, Side, Text, listed, nearest
 from diffusemble.scene.boxes import check_box
 from diffusemble.scene.member_config import CombineConfig, MemberConfig
 

@@ -9,7 +9,7 @@ from typing import Any
 import transformers
 from transformers import CLIPVisionModelWithProjection
 
-from diffusemble.config import ExpertRecord
+from diffusemble.config.generate import ExpertRecord
 from diffusemble.controls.layouts import unet_file
 from diffusemble.experts.checksums import sha256
 from diffusemble.experts.folder import locate

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from diffusemble.config import Schema, Text, known, nearest
+from diffusemble.config.schema import Schema, Text, known, nearest
 from diffusemble.registry import COMBINES
 
 Share = Annotated[float, Field(ge=0, le=1)]

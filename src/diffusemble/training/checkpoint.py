@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from diffusemble.aggregators.storage import load_aggregator
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.adapters import adapter_files, refill_adapter
 from diffusemble.experts.reference import WEIGHTS_FILE
 from diffusemble.training.files import StorageError, replace_file, sync
@@ -55,7 +55,7 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
     return state
 
 
-def export(ensemble: EnsembleDenoiser, folder: Path) -> None:
+def export(ensemble: Ensemble, folder: Path) -> None:
     """Write what ``save_pretrained`` writes, every file whole or not at all.
 
     Raises:
@@ -78,7 +78,7 @@ def export(ensemble: EnsembleDenoiser, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def restore(ensemble: EnsembleDenoiser, folder: Path) -> None:
+def restore(ensemble: Ensemble, folder: Path) -> None:
     """Put the weights that ``export`` wrote of this ensemble back into it."""
     ensemble.aggregator.load_state_dict(load_aggregator(folder / WEIGHTS_FILE).state_dict())
     for denoiser, file in adapter_files(ensemble.denoisers, folder):

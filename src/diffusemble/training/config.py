@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from diffusemble.config import AggregatorConfig, Prompts, Scheduler, Schema, Seed, Text, Texts
+from diffusemble.config.ensemble import AggregatorConfig
+from diffusemble.config.schema import Prompts, Scheduler, Schema, Seed, Text, Texts
 from diffusemble.training.loss_config import LevelsConfig, ObjectiveConfig
 
 R = TypeVar("R", bound="RunConfig")

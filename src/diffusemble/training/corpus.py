@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusemble.ensemble import EnsembleDenoiser
-from diffusemble.output_ensemble import OutputEnsembleDenoiser
+from diffusemble.ensembles.base import Ensemble
+from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
 from diffusemble.training.cache import Cache, Encoded, Rows, Shelf, fingerprint
 from diffusemble.training.chance import generator_of
 from diffusemble.training.config import DataConfig, RunConfig
@@ -72,7 +72,7 @@ class Corpus:
         return self.feed.inputs(self.readers.each({name: table[rows] for name, table in self.text.items()}), framing)
 
 
-def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: EnsembleDenoiser, report: Report) -> Corpus:
+def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: Ensemble, report: Report) -> Corpus:
     """Encode what is not in the cache yet, and open it.
 
     Pictures that cannot be read are skipped with a warning that names them.

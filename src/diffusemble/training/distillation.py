@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffusemble import zoo
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.experts.adapters import add_adapters
 from diffusemble.training.average import WeightAverage
 from diffusemble.training.cache import fingerprint

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffusemble.aggregators.storage import name_of
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.training.average import WeightAverage
 from diffusemble.training.chance import Chance, Draw, seed_of
 from diffusemble.training.config import RunConfig
@@ -52,7 +52,7 @@ class Learner:
     def __init__(
         self,
         config: RunConfig,
-        ensemble: EnsembleDenoiser,
+        ensemble: Ensemble,
         accelerator: Accelerator,
         corpus: Corpus,
         diffusion: Diffusion,
@@ -110,7 +110,7 @@ class Learner:
         return partial(self.corpus.feed.predict, model)
 
     @contextmanager
-    def shown(self) -> Iterator[EnsembleDenoiser]:
+    def shown(self) -> Iterator[Ensemble]:
         """The ensemble as it is measured, drawn with and saved: with averaged weights if the run averages them."""
         with nullcontext() if self.average is None else self.average.in_place():
             self.ensemble.eval()

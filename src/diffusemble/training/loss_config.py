@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from diffusemble.config import Schema
+from diffusemble.config.schema import Schema
 
 
 class LevelsConfig(Schema):

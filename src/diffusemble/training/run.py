@@ -17,9 +17,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 
 from diffusemble.aggregators.base import Aggregator
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.base import Ensemble
+from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
 from diffusemble.memory.recompute import recompute_blocks
-from diffusemble.output_ensemble import OutputEnsembleDenoiser
 from diffusemble.settings import load_config
 from diffusemble.training.config import RunConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
@@ -64,7 +64,7 @@ class Lesson:
         identity: what else makes this run this run (``watch.identity_of``).
     """
 
-    build: Callable[[torch.device], EnsembleDenoiser]
+    build: Callable[[torch.device], Ensemble]
     teach: Callable[[Learner], Objective]
     measured: Objective | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -102,7 +102,7 @@ def run(config: RunConfig, lesson: Lesson, progress: Callback | None = None) -> 
     return config.output
 
 
-def place(ensemble: EnsembleDenoiser, config: RunConfig, device: torch.device) -> EnsembleDenoiser:
+def place(ensemble: Ensemble, config: RunConfig, device: torch.device) -> Ensemble:
     """The ensemble on ``device``: frozen weights in the type of the precision, and what learns in float32."""
     # Convolutions are a third faster forwards with their channels last, also on CPUs.
     ensemble.to(device).to(memory_format=torch.channels_last)
@@ -121,7 +121,7 @@ def place(ensemble: EnsembleDenoiser, config: RunConfig, device: torch.device) -
     return ensemble
 
 
-def _encode(config: RunConfig, ensemble: EnsembleDenoiser, tell: Callback) -> tuple[Corpus, Corpus | None]:
+def _encode(config: RunConfig, ensemble: Ensemble, tell: Callback) -> tuple[Corpus, Corpus | None]:
     def report(stage: str, done: int, total: int | None) -> None:
         tell(Progress(stage, done, total))
 

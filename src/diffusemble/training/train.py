@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.assembly import assemble
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.expert import Expert
-from diffusemble.output_ensemble import assemble
 from diffusemble.training.chance import seed_of
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.learner import Learner
@@ -59,7 +59,7 @@ def _objective(config: TrainConfig, learner: Learner) -> Objective:
     return objective_of(config.objective, learner.ensemble)
 
 
-def build_ensemble(config: TrainConfig, experts: Sequence[Expert] | None, device: torch.device) -> EnsembleDenoiser:
+def build_ensemble(config: TrainConfig, experts: Sequence[Expert] | None, device: torch.device) -> Ensemble:
     """Frozen experts on ``device``, in the type of the precision, and a new float32 aggregator drawn from the seed."""
     if experts is None:
         from diffusemble.experts.load import load_experts

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.evaluation.heldout import HeldOut, losses
 from diffusemble.evaluation.studies.clock import step_of, time_calls
 from diffusemble.evaluation.studies.copies import copies_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from diffusemble.config import nearest
+from diffusemble.config.schema import nearest
 from diffusemble.evaluation.config import EvaluateConfig, PicturesConfig
 from diffusemble.evaluation.scenes.config import CocoMigConfig, ScenesConfig
 from diffusemble.settings import load_config, read_settings

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from diffusemble.config import Scheduler, Schema, Seed, Side, Text, listed, nearest
+from diffusemble.config.schema import Scheduler, Schema, Seed, Side, Text, listed, nearest
 from diffusemble.evaluation.config import Count, Names
 from diffusemble.scene.member_config import CombineConfig, MemberConfig
 

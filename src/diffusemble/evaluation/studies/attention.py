@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusemble.config import AttentionConfig as MapConfig
-from diffusemble.config import GenerateConfig
+from diffusemble.config.generate import AttentionConfig as MapConfig
+from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import choose_maps, draw
 from diffusemble.evaluation.routing import expert_weights
 from diffusemble.evaluation.studies.config import AttentionConfig

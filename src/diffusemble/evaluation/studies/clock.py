@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from diffusemble.description import example_for
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 
 
 @dataclass(frozen=True)

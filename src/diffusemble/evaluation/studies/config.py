@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from diffusemble.config import Prompts, Scheduler, Schema, Seed, Text, Texts, listed
+from diffusemble.config.schema import Prompts, Scheduler, Schema, Seed, Text, Texts, listed
 from diffusemble.evaluation.config import ZOO_TIMES, Count, Names, SystemConfig, Time
 
 Counts = Annotated[tuple[Count, ...], BeforeValidator(listed), Field(min_length=1)]

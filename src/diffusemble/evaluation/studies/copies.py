@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.evaluation.statistics import Interval
 from diffusemble.evaluation.studies.compare import comparison, loss_gaps, tally
 from diffusemble.evaluation.studies.config import CopiesConfig

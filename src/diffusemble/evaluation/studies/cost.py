@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from diffusemble.aggregators.storage import name_of
 from diffusemble.description import Description, describe
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.evaluation.studies.clock import Timed, step_of, time_calls
 from diffusemble.evaluation.studies.config import CostConfig
 from diffusemble.evaluation.studies.findings import Findings

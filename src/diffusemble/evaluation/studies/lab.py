@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from diffusemble.drawing import build_scheduler, placement
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.base import Ensemble
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.evaluation.heldout import HeldOut, encode_images, losses
 from diffusemble.evaluation.metrics.base import load_metric, score
 from diffusemble.evaluation.pictures import METADATA, Row, choose, from_bytes, read_images, read_rows, to_bytes
@@ -78,11 +79,11 @@ class Lab:
         self.store = Store(Path(config.out) / "scores" / listing, {"pictures": listing}, {})
 
     @cached_property
-    def ensemble(self) -> EnsembleDenoiser:
+    def ensemble(self) -> Ensemble:
         """The ensemble of the configuration."""
         return self.load(self.config.ensemble)
 
-    def load(self, source: str) -> EnsembleDenoiser:
+    def load(self, source: str) -> Ensemble:
         """``zoo:<group>``, or the folder of a saved ensemble, where the configuration wants it to run."""
         folder = ensemble_folder(source)
         return EnsembleDenoiser.from_pretrained(folder, device=self.device, dtype=self.dtype).eval()

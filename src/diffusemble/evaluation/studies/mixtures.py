@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffusemble.description import describe
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
+from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.evaluation.studies.compare import best_expert, comparison, loss_gaps, said
 from diffusemble.evaluation.studies.config import TrainedConfig
 from diffusemble.evaluation.studies.findings import Findings, in_words, joined

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusemble.aggregators import load_aggregator
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.evaluation.studies.config import TrainedConfig
 from diffusemble.evaluation.studies.lab import Lab
 from diffusemble.evaluation.systems import System

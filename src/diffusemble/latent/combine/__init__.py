@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusemble.config import chosen
+from diffusemble.config.schema import chosen
 from diffusemble.latent.base import Combine
 from diffusemble.registry import COMBINES, lookup
 

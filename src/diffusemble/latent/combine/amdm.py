@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 from torch import Tensor
 
-from diffusemble.config import Schema
+from diffusemble.config.schema import Schema
 from diffusemble.latent.amdm import Mix, ddim_mean, ddpm_mean, draw_to, mix, reference_draw_to, reference_mean
 from diffusemble.latent.base import Moment, Step
 from diffusemble.latent.combine.members import stepped

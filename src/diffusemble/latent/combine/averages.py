@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from diffusemble.config import Schema
+from diffusemble.config.schema import Schema
 from diffusemble.fusion import shares
 from diffusemble.latent.base import Moment, Step
 from diffusemble.latent.combine.members import check_positive, stepped

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffusemble.config import Schema
+from diffusemble.config.schema import Schema
 from diffusemble.latent.base import Moment, Step
 from diffusemble.latent.combine.members import as_kind, check_same_latents, returned, unprompted
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from diffusemble.config import Schema
+from diffusemble.config.schema import Schema
 from diffusemble.fusion import Kernel, most_salient, saliency
 from diffusemble.latent.base import Moment, Step
 from diffusemble.latent.combine.members import as_kind, check_positive, check_same_latents, returned, unprompted

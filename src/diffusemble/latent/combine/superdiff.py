@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from diffusemble.config import Schema
+from diffusemble.config.schema import Schema
 from diffusemble.latent.base import Moment, Step
 from diffusemble.latent.combine.members import as_kind, check_positive, check_same_latents, returned
 from diffusemble.latent.predictions import to_noise

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from diffusemble.config import Schema
+from diffusemble.config.schema import Schema
 
 
 @dataclass(frozen=True)

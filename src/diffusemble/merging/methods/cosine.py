@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusemble.config import Schema
+from diffusemble.config.schema import Schema
 from diffusemble.merging.methods.base import Method, Tensors
 
 

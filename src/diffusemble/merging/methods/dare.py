@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from diffusemble.config import Schema, Seed
+from diffusemble.config.schema import Schema, Seed
 from diffusemble.merging.methods.base import Method, Tensors, normalised
 
 

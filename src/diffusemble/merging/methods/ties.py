@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from diffusemble.config import Schema
+from diffusemble.config.schema import Schema
 from diffusemble.merging.methods.base import Method, Tensors
 
 

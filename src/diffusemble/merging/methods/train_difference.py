@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusemble.config import Schema
+from diffusemble.config.schema import Schema
 from diffusemble.merging.methods.base import Method, Tensors
 
 STRENGTH = 1.8  # which makes the mean change as large as that of add difference, by the method's author

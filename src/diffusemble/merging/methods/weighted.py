@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusemble.config import Schema
+from diffusemble.config.schema import Schema
 from diffusemble.merging.methods.base import Method, Tensors, normalised
 
 Weights = Mapping[str, Tensor]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusemble.parametrisation import Point, Prediction, coefficients, convert, factors
+from diffusemble.parametrisation.kinds import Point, Prediction, coefficients, convert, factors
 
 KINDS = get_args(Prediction)
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from diffusemble.schema import Schema, Text, listed
+from diffusemble.config.schema import Schema, Text, listed
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share of the steps."""

@@ -10,10 +10,10 @@ import torch
 
 from diffusemble import record_attention
 from diffusemble.aggregators.storage import load_aggregator, save_aggregator
+from diffusemble.ensembles.output_level import OutputEnsembleDenoiser, embed_level
 from diffusemble.experts.expert import Expert
 from diffusemble.families.check import terms_of
-from diffusemble.output_ensemble import OutputEnsembleDenoiser, embed_level
-from diffusemble.paths import Flow, Terms
+from diffusemble.parametrisation.paths import Flow, Terms
 from tests.families.parts import ATOL, FAMILIES, draw, expert, retrained, stable, together
 
 

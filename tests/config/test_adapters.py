@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from diffusemble.config import GenerateConfig
+from diffusemble.config.generate import GenerateConfig
 from diffusemble.settings import load_config
 
 UNREADABLE: dict[str, tuple[dict[str, Any], str]] = {

@@ -19,11 +19,11 @@ from diffusers.image_processor import IPAdapterMaskProcessor
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from diffusemble.adapter_config import AdapterConfig, ControlNetConfig, ImagePromptConfig
-from diffusemble.config import GenerateConfig
+from diffusemble.adapters.guidance import guidance_interval
+from diffusemble.config.adapters import AdapterConfig, ControlNetConfig, ImagePromptConfig
+from diffusemble.config.generate import GenerateConfig
 from diffusemble.controls.storage import read_control
-from diffusemble.ensemble import EnsembleDenoiser
-from diffusemble.guidance import guidance_interval
+from diffusemble.ensembles.base import Ensemble
 
 _CONTROLLED = {
     StableDiffusionPipeline: StableDiffusionControlNetPipeline,
@@ -31,7 +31,7 @@ _CONTROLLED = {
 }
 
 
-def adapted_pipeline(ensemble: EnsembleDenoiser, config: AdapterConfig) -> Any:
+def adapted_pipeline(ensemble: Ensemble, config: AdapterConfig) -> Any:
     """The pipeline around the ensemble that the adapters need, with all of them loaded.
 
     Raises:
@@ -96,7 +96,7 @@ def guided(pipeline: Any, config: AdapterConfig) -> AbstractContextManager[None]
 # -- parts of the above ------------------------------------------------------------------------------------------------
 
 
-def _refuse_at_output(ensemble: EnsembleDenoiser, config: AdapterConfig) -> None:
+def _refuse_at_output(ensemble: Ensemble, config: AdapterConfig) -> None:
     for key in ("controlnets", "image_prompts"):
         if getattr(config, key) and len(ensemble.points) == 1 and len(ensemble.experts) > 1:
             raise ValueError(
@@ -105,7 +105,7 @@ def _refuse_at_output(ensemble: EnsembleDenoiser, config: AdapterConfig) -> None
             )
 
 
-def _controlled(ensemble: EnsembleDenoiser) -> type:
+def _controlled(ensemble: Ensemble) -> type:
     own = ensemble.experts[0].pipeline_class
     for plain, controlled in _CONTROLLED.items():
         if own is plain:
@@ -117,13 +117,13 @@ def _controlled(ensemble: EnsembleDenoiser) -> type:
     )
 
 
-def _needs_unet(ensemble: EnsembleDenoiser, key: str) -> None:
+def _needs_unet(ensemble: Ensemble, key: str) -> None:
     kind = type(ensemble.denoisers[0]).__name__
     if kind != "UNet2DConditionModel":
         raise ValueError(f"{key} is for experts with a U-Net (SD 1.x, 2.x, SDXL); these have a {kind}. Leave it out.")
 
 
-def _controlnet(one: ControlNetConfig, ensemble: EnsembleDenoiser) -> Any:
+def _controlnet(one: ControlNetConfig, ensemble: Ensemble) -> Any:
     try:
         net = ControlNetModel.from_pretrained(one.model, use_safetensors=True, torch_dtype=ensemble.dtype)
     except (OSError, ValueError) as error:
@@ -140,7 +140,7 @@ def _controlnet(one: ControlNetConfig, ensemble: EnsembleDenoiser) -> Any:
     return net.to(ensemble.device)
 
 
-def _image_encoder(one: ImagePromptConfig, ensemble: EnsembleDenoiser) -> dict[str, Any]:
+def _image_encoder(one: ImagePromptConfig, ensemble: Ensemble) -> dict[str, Any]:
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
     where = one.encoder or str(Path(one.weights).parent / "image_encoder")

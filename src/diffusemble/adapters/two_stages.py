@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
 
-from diffusemble.config import RefinerConfig
-from diffusemble.ensemble import EnsembleDenoiser
+from diffusemble.config.ensemble import RefinerConfig
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.expert import latent_space
 
 _SHARED = ("prompt", "negative_prompt", "generator", "num_inference_steps", "guidance_scale", "guidance_rescale")
 
 
-def refiner_pipeline(refiner: EnsembleDenoiser, base: Any) -> Any:
+def refiner_pipeline(refiner: Ensemble, base: Any) -> Any:
     """Pipeline of the second stage, with the sampler of the first.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from diffusemble.schema import Schema
+from diffusemble.config.schema import Schema
 
 
 class MemoryConfig(Schema):

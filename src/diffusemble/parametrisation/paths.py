@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
-from diffusemble.parametrisation import Point, Prediction, coefficients, factors
+from diffusemble.parametrisation.kinds import Point, Prediction, coefficients, factors
 
 HIDDEN = 12 * math.log(2)
 """Beyond ρ = ± this, at SNR 2^∓24, a prediction that is all noise (all picture) is not asked for the other part."""

@@ -12,8 +12,8 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from diffusemble.parametrisation import Prediction, coefficients
-from diffusemble.paths import Flow, Path, Terms, VariancePreserving, predict_in
+from diffusemble.parametrisation.kinds import Prediction, coefficients
+from diffusemble.parametrisation.paths import Flow, Path, Terms, VariancePreserving, predict_in
 
 KINDS = get_args(Prediction)
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}

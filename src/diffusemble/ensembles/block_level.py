@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffusemble.aggregators.base import Combiner, Context, weighted_tokens
+from diffusemble.aggregators.base import Combiner, Context, Sizes, weighted_tokens
 from diffusemble.aggregators.router import Router
 from diffusemble.aggregators.storage import create
 from diffusemble.blocks.base import Blocks, Call, Feature, Flow, Inputs, finish
 from diffusemble.blocks.packing import PartwiseText, WideText
 from diffusemble.blocks.points import point_indices
 from diffusemble.blocks.turns import take_turns
-from diffusemble.ensemble_switches import Switches
-from diffusemble.experts.expert import Expert, as_experts, check_block_level
+from diffusemble.ensembles.base import Ensemble
+from diffusemble.experts.expert import check_block_level
 from diffusemble.experts.pipeline import build_pipeline
-from diffusemble.experts.reference import load_ensemble, save_ensemble
 from diffusemble.registry import AGGREGATORS, BLOCKS, lookup
 
 
-class EnsembleDenoiser(Switches):
+class EnsembleDenoiser(Ensemble):
     """N frozen denoisers that draw as one; takes the same call as the denoiser it replaces (AFA, section 3).
 
     After every aggregation point all experts continue on the same feature map, and skip connections carry the
@@ -42,21 +39,16 @@ class EnsembleDenoiser(Switches):
         ValueError: the experts cannot run in lockstep, or the aggregator was built for other sizes.
     """
 
-    aggregator: Combiner
     _layout: PartwiseText | WideText | None = None
 
-    def __init__(self, experts: Sequence[Expert | nn.Module], aggregator: Combiner | str = "mean") -> None:
-        super().__init__()
-        self.experts = as_experts(experts)
+    def _prepare(self) -> None:
         check_block_level(self.experts)
-        self.denoisers = nn.ModuleList(expert.denoiser for expert in self.experts)
-        self.denoisers.requires_grad_(False)
-        self.blocks: tuple[Blocks, ...] = tuple(blocks_of(denoiser) for denoiser in self.denoisers)
-        if isinstance(aggregator, str):
-            aggregator = build_aggregator(aggregator, self.denoisers)
-        self._check(aggregator)
-        self.aggregator = aggregator
-        self._signature = inspect.signature(type(self.denoisers[0]).forward)
+        self.blocks = tuple(blocks_of(denoiser) for denoiser in self.denoisers)
+
+    @property
+    def sizes(self) -> Sizes:
+        """Channels of every point and widths of the embeddings that an aggregator must be built for."""
+        return replace(self.blocks[0].sizes, experts=len(self.experts))
 
     # -- the story -------------------------------------------------------------------------------------------------
 
@@ -66,9 +58,7 @@ class EnsembleDenoiser(Switches):
         Takes the arguments of the experts' own ``forward`` and returns its record. Text, its mask, pooled text and
         text positions are packed (``pack_text``). An argument that the block schedule does not know raises.
         """
-        arguments = dict(self._signature.bind(self, *args, **kwargs).arguments)
-        del arguments["self"]
-        arguments = self.by_expert(arguments)
+        arguments = self.by_expert(self._bind(args, kwargs))
         return_dict = arguments.pop("return_dict", True)
         call = self.blocks[0].read(arguments)
         own = self.blocks[0].split(call.inputs, len(self.blocks))
@@ -122,36 +112,6 @@ class EnsembleDenoiser(Switches):
         """Names of the aggregation points in running order."""
         return self.blocks[0].names
 
-    @property
-    def config(self) -> Any:
-        """Configuration of the first expert's denoiser, as pipelines read it."""
-        return self.denoisers[0].config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Number type of the experts."""
-        return next(self.denoisers[0].parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the experts."""
-        return next(self.denoisers[0].parameters()).device
-
-    @property
-    def add_embedding(self) -> nn.Module:
-        """SDXL's added embedding of the first expert; pipelines read its width."""
-        return self.denoisers[0].add_embedding
-
-    def train(self, mode: bool = True) -> EnsembleDenoiser:
-        """Set the aggregator's mode; the frozen experts stay in evaluation mode."""
-        super().train(mode)
-        self.denoisers.eval()
-        return self
-
-    def cache_context(self, name: str, **_: Any) -> AbstractContextManager[None]:
-        """Where pipelines name a call for block caches, which an ensemble does not have."""
-        return nullcontext()
-
     def reading(self, text: PartwiseText | WideText | None) -> EnsembleDenoiser:
         """The same ensemble, modules and all, for a pipeline that packs its text like this; None: expert by expert."""
         twin = copy.copy(self)
@@ -178,28 +138,6 @@ class EnsembleDenoiser(Switches):
             ValueError: a part is missing or unknown; bare denoisers bring none.
         """
         return build_pipeline(self, self.experts, cls, components)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the aggregator's weights, and references with SHA-256 to the experts, which stay where they are."""
-        save_ensemble(folder, self.experts, self.aggregator)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **load_options: Any) -> EnsembleDenoiser:
-        """Read what ``save_pretrained`` wrote: load the experts from their sources, check their hashes, and install
-        the aggregator. ``load_options`` are those of ``load_ensemble``: ``sources``, ``dtype``, ``device``.
-
-        Raises:
-            ValueError: an expert's file is missing or has changed; the message names it.
-        """
-        return cls(*load_ensemble(folder, **load_options))
-
-    def _check(self, aggregator: Combiner) -> None:
-        needed = replace(self.blocks[0].sizes, experts=len(self.experts))
-        if not aggregator.fits(needed):
-            raise ValueError(
-                f"This aggregator was built for {aggregator.sizes}, but the experts need {needed}. Build or train one "
-                f"for exactly these experts (build_aggregator, `diffusemble train`)."
-            )
 
 
 def blocks_of(denoiser: nn.Module) -> Blocks:

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusemble.aggregators.base import Aggregator, Combiner, Context, Sizes
 from diffusemble.aggregators.storage import create
 from diffusemble.blocks.base import Call
-from diffusemble.ensemble import EnsembleDenoiser, build_aggregator
-from diffusemble.experts.expert import Expert, as_experts
+from diffusemble.ensembles.base import Ensemble
+from diffusemble.experts.expert import Expert
 from diffusemble.experts.pipeline import build_pipeline
-from diffusemble.experts.reference import load_ensemble
 from diffusemble.families.base import Conditions, Family
 from diffusemble.families.check import families_of, terms_of
 from diffusemble.families.text import text_parts, unpack_conditions
-from diffusemble.paths import Terms, predict_in
+from diffusemble.parametrisation.paths import Terms, predict_in
 
 POINT = "prediction"
 TIME_WIDTH = 128
 
 
-class OutputEnsembleDenoiser(EnsembleDenoiser):
+class OutputEnsembleDenoiser(Ensemble):
     """N frozen denoisers of any architectures that share a latent space, and draw as one.
 
     It stands in the pipeline of the first expert, whose schedule, prediction and sampler are the ensemble's. Every
@@ -42,18 +40,14 @@ class OutputEnsembleDenoiser(EnsembleDenoiser):
         ValueError: the experts share no latent space or lack parts, or the aggregator was built for others.
     """
 
-    def __init__(self, experts: Sequence[Expert], aggregator: Combiner | str = "mean") -> None:
-        super(EnsembleDenoiser, self).__init__()  # the set-up of block schedules is not for these
-        self.experts = as_experts(experts)
+    def _prepare(self) -> None:
         self.families = families_of(self.experts)
         self.terms = tuple(terms_of(expert.components["scheduler"]) for expert in self.experts)
-        self.denoisers = nn.ModuleList(expert.denoiser for expert in self.experts)
-        self.denoisers.requires_grad_(False)
-        if isinstance(aggregator, str):
-            aggregator = build_output_aggregator(aggregator, self.experts)
-        check_aggregator(aggregator, _sizes(self.families))
-        self.aggregator = aggregator
-        self._signature = inspect.signature(type(self.denoisers[0]).forward)
+
+    @property
+    def sizes(self) -> Sizes:
+        """Channels of a prediction and widths of the embeddings that an aggregator must be built for."""
+        return _sizes(self.families)
 
     # -- the story -------------------------------------------------------------------------------------------------
 
@@ -64,8 +58,7 @@ class OutputEnsembleDenoiser(EnsembleDenoiser):
         (``pack_conditions``). With several experts, an argument that means something to the first one's architecture
         alone raises.
         """
-        arguments = dict(self._signature.bind(self, *args, **kwargs).arguments)
-        del arguments["self"]
+        arguments = self._bind(args, kwargs)
         return_dict = arguments.pop("return_dict", True)
         first = self.families[0]
         call = first.read(arguments)
@@ -165,6 +158,14 @@ class OutputEnsembleDenoiser(EnsembleDenoiser):
         texts = {name: part for name, part in text_parts(self.families).items() if name in taken}
         return build_pipeline(self, self.experts[:1], cls, {**texts, **components})
 
+    def _check(self) -> None:
+        if not isinstance(self.aggregator, Aggregator):
+            raise ValueError(
+                f"{type(self.aggregator).__name__} chooses who runs from block to block, but at output level all "
+                f"experts run. Choose one that mixes: mean, magicfusion or sabw."
+            )
+        super()._check()
+
 
 ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
 """What pipelines give beside the text that every expert that needs it can be given, or has of its own."""
@@ -182,54 +183,6 @@ def build_output_aggregator(name: str, experts: Sequence[Expert], **options: Any
         ValueError: unknown name, option or preset, or an aggregator that chooses before experts run.
     """
     return create(name, _sizes(families_of(experts)), options)
-
-
-def assemble(experts: Sequence[Expert], level: str, name: str, options: Mapping[str, Any]) -> EnsembleDenoiser:
-    """Experts and a new aggregator, which meet at every ``"block"`` or at the ``"output"``.
-
-    Raises:
-        ValueError: see ``EnsembleDenoiser``, ``OutputEnsembleDenoiser`` and their aggregators.
-    """
-    if level == "output":
-        return OutputEnsembleDenoiser(experts, build_output_aggregator(name, experts, **options))
-    return EnsembleDenoiser(experts, build_aggregator(name, [expert.denoiser for expert in experts], **options))
-
-
-def open_ensemble(folder: str | Path, **load_options: Any) -> EnsembleDenoiser:
-    """What ``save_pretrained`` wrote, of either level: an aggregator with one point alone combines predictions.
-
-    Args:
-        folder: of the ensemble.
-        load_options: those of ``load_ensemble``: ``sources``, ``dtype``, ``device``, ``added``.
-
-    Raises:
-        ValueError: an expert's file is missing or has changed; the message names it.
-    """
-    return join(*load_ensemble(folder, **load_options))
-
-
-def join(experts: Sequence[Expert], aggregator: Combiner) -> EnsembleDenoiser:
-    """Experts with a finished aggregator, at the level that it was built for."""
-    level = OutputEnsembleDenoiser if len(aggregator.sizes.channels) == 1 else EnsembleDenoiser
-    return level(experts, aggregator)
-
-
-def check_aggregator(aggregator: Combiner, sizes: Sizes) -> None:
-    """Make sure that an aggregator combines predictions of these sizes.
-
-    Raises:
-        ValueError: it was built for others, or chooses who runs.
-    """
-    if not isinstance(aggregator, Aggregator):
-        raise ValueError(
-            f"{type(aggregator).__name__} chooses who runs from block to block, but at output level all experts run. "
-            f"Choose one that mixes: mean, magicfusion or sabw."
-        )
-    if not aggregator.fits(sizes):
-        raise ValueError(
-            f"This aggregator was built for {aggregator.sizes}, but the experts' predictions need {sizes}. Build or "
-            f"train one for exactly these experts (build_output_aggregator, `diffusemble train` with level: output)."
-        )
 
 
 def embed_level(terms: Terms, times: Tensor) -> Tensor:

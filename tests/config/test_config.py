@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusemble.config import AggregatorConfig, AttentionConfig, EnsembleConfig, GenerateConfig
+from diffusemble.config.ensemble import AggregatorConfig, EnsembleConfig
+from diffusemble.config.generate import AttentionConfig, GenerateConfig
 from diffusemble.settings import dump_config, load_config
 
 
@@ -106,7 +107,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_checking_a_configuration_does_not_import_torch() -> None:
     code = (
-        "import sys; from diffusemble.config import GenerateConfig; from diffusemble.settings import load_config;"
+        "import sys; from diffusemble import GenerateConfig; from diffusemble.settings import load_config;"
         "load_config(GenerateConfig, None, ['prompts=x']); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ def test_routers_and_foreign_aggregators_are_refused() -> None:
     experts = [expert("SD 1"), expert("SD 2")]
     with pytest.raises(ValueError, match=r"TimestepSwitch chooses who runs.*mean, magicfusion or sabw"):
         together(experts, "timestep-switch")
-    with pytest.raises(ValueError, match=r"was built for Sizes.*predictions need Sizes.*level: output"):
+    with pytest.raises(ValueError, match=r"was built for Sizes.*experts need Sizes.*build_output_aggregator"):
         OutputEnsembleDenoiser(experts, build_output_aggregator("sabw", experts[:1], preset="tiny"))
     with pytest.raises(ValueError, match="points must be indices from 0 to 0"):
         together(experts, points=(1,))

@@ -1,0 +1,1 @@
+"""What a denoiser predicts, and on which path from picture to noise: exact translations."""
