@@ -37,7 +37,7 @@ def contact_sheet(rows: list[tuple[str, Tensor]], captions: list[str], path: Pat
             pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
             page.paste(Image.fromarray(pixels), (left + column * (side + 4), top + line * (side + 4)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path, optimize=True)
+    page.save(path, quality=90, method=6)
 
 
 def wrap(caption: str, width: int = 14) -> str:
@@ -94,13 +94,13 @@ def draw_sheets(pipes: dict[str, StableDiffusionPipeline], work: Path, docs: Pat
     for part in (0, 1):
         here = slice(12 * part, 12 * part + 12)
         lines = [("the art", real[here]), *((f"of {group}", found[here]) for group, found in own.items())]
-        contact_sheet([*lines, ("base", drawn["base"][here])], captions[here], docs / f"zoo/held-out-{part + 1}.png")
+        contact_sheet([*lines, ("base", drawn["base"][here])], captions[here], docs / f"zoo/held-out-{part + 1}.webp")
     some = slice(0, 24, 2)
-    contact_sheet([(n, d[some]) for n, d in drawn.items()], captions[some], docs / "zoo/experts.png")
+    contact_sheet([(n, d[some]) for n, d in drawn.items()], captions[some], docs / "zoo/experts.webp")
     sheet, vae = sheet_pictures(work), AutoencoderKL.from_pretrained(zoo.folder("base") / "vae")
     through = reconstruct(vae, sheet)
     lines = [line for k in (0, 12) for line in (("the art", sheet[k : k + 12]), ("8x8x8", through[k : k + 12]))]
-    contact_sheet(lines, [""] * 12, docs / "zoo/autoencoder.png")
+    contact_sheet(lines, [""] * 12, docs / "zoo/autoencoder.webp")
 
 
 def at_home(group: str, row: dict[str, str]) -> str:
@@ -139,7 +139,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def make(work: Path = WORK, docs: Path = DOCS) -> None:
-    """Write `docs/zoo/*.png`, `docs/zoo/numbers.json` and `docs/zoo.md` for the shipped weights."""
+    """Write `docs/zoo/*.webp`, `docs/zoo/numbers.json` and `docs/zoo.md` for the shipped weights."""
     pipes = {name: StableDiffusionPipeline.from_pretrained(zoo.folder(name)) for name in zoo.names()}
     draw_sheets(pipes, work, docs)
     rows = read_rows(work)
