@@ -52,6 +52,17 @@ def test_an_imagefolder_gives_files_with_captions_in_order(tmp_path: Path) -> No
     assert len(pairs(tmp_path, "imagefolder", where={"split": ["held", "train"]})) == 3
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_captions_keep_their_own_ends_of_lines(tmp_path: Path, kind: str) -> None:
+    """In a quoted field of a .csv file, and those that are not the end of a line of JSON."""
+    caption = "one\ntwo" if kind == "csv" else "one\u2028two\x85three"
+    table = tmp_path / f"list.{kind}"
+    row = f'a.png,"{caption}"' if kind == "csv" else json.dumps({"file_name": "a.png", "text": caption}, ensure_ascii=False)
+    table.write_text(f"file_name,text\n{row}\n" if kind == "csv" else f"{row}\n", encoding="utf-8")
+    (picture,) = open_source(DataConfig(path=str(table), kind="list")).pictures()
+    assert picture.caption == caption
+
+
 @pytest.mark.parametrize("style", ["csv", "json", "lines"])
 def test_a_list_of_files_is_read_from_csv_json_and_json_lines(tmp_path: Path, style: str) -> None:
     write_files(tmp_path)

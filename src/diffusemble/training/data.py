@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -70,11 +71,12 @@ def read_rows(table: Path) -> list[dict[str, Any]]:
     """
     text = table.read_text(encoding="utf-8-sig")
     if table.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines()))
+        return list(csv.DictReader(io.StringIO(text, newline="")))
     if table.suffix == ".json" and text.lstrip().startswith("["):
-        return _parse(text, f"{table}")
-    lines = enumerate(text.splitlines(), start=1)  # JourneyDB's .json files hold one object per line, too
-    rows = [_parse(line, f"{table}, line {number}") for number, line in lines if line.strip()]
+        rows = _parse(text, f"{table}")
+    else:  # JourneyDB's .json files hold one object per line, too. Captions may hold other ends of lines than these.
+        lines = enumerate(text.split("\n"), start=1)
+        rows = [_parse(line, f"{table}, line {number}") for number, line in lines if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{table} must hold objects with a file name and a caption. Write one object per picture.")
     return rows
