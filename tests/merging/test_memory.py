@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-SIZE, TENSORS = 60, 28  # MiB of a model; in SD 1.5 the largest tensor is 1/28 of the model, too
+SIZE, TENSORS = 24, 28  # MiB of a model; in SD 1.5 the largest tensor is 1/28 of the model, too
 SCRIPT = """
 import resource, sys
 from pathlib import Path
