@@ -189,7 +189,7 @@ def test_hashes_marks_metadata_and_recipes_are_told(tmp_path: Path) -> None:
         "inputs": [{"role": "expert", "source": "a", "sha256": {"weights": "0" * 64}}],
     }
     inpainting = save_ldm(tiny_pipeline(unet=tiny_unet(in_channels=9)), tmp_path / "in.safetensors")
-    assert only(inpainting).notes == {"inputs": "9 channels: an inpainting model"}
+    assert only(inpainting).notes == {"edition": "an inpainting model: it reads 9 channels"}
     assert only(inpainting).prediction == "not told by the file; usually epsilon"
     merged = write(
         {"first_stage_model.x": torch.ones(1)}, tmp_path / "m.safetensors", **{"diffusemble.merge": json.dumps(recipe)}

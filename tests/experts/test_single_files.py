@@ -141,19 +141,6 @@ def test_a_file_with_missing_or_left_over_tensors_is_refused(models: Path, tmp_p
             load_experts(file, base=models / "rock")
 
 
-def test_marks_of_a_file_about_its_prediction_hold(models: Path, tmp_path: Path) -> None:
-    pipeline = tiny_pipeline(5)
-    plain = save_ldm(pipeline, tmp_path / "plain.safetensors")
-    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
-    marked = save_ldm(pipeline, tmp_path / "marked.safetensors", extra=marks)
-    one, other = load_experts([plain, marked], base=models / "rock")
-    assert one.components["scheduler"].config.prediction_type == "epsilon"
-    config = other.components["scheduler"].config
-    assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
-    with pytest.raises(ValueError, match="scheduler prediction_type is 'v_prediction', but expert 1"):
-        EnsembleDenoiser([one, other])
-
-
 @pytest.mark.parametrize(
     ("key", "shape", "message"),
     [

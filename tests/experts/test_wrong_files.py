@@ -51,6 +51,10 @@ def with_a_damaged_header(file: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"data_offsets", b"data_offsetz"))
 
 
+def of_header(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text
+
+
 WRONG: dict[str, tuple[bytes | Callable[[Path], None], str]] = {
     "empty": (b"", "is empty: a download that never began"),
     "zip": (plain_zip, "is a zip archive, whatever its name. Unpack it first"),
@@ -59,8 +63,16 @@ WRONG: dict[str, tuple[bytes | Callable[[Path], None], str]] = {
     "gguf": (b"GGUF\x03" + bytes(50), r"is a GGUF file \(quantised, for other programs\).*fp8 files are read"),
     "page": (b"<!DOCTYPE html><html>" + b" " * 50, "is a web page: the site answered with a page in place of the file"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS in place of the file"),
-    "message": (b'{"error": "Unauthorized"}' + b" " * 50, "is an error message of a web site"),
+    "message": (b'{"success": false}\n', "is a text in place of a model, perhaps an error message of a web site: "),
     "archive": (b"Rar!" + b" " * 50, "is a packed archive"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(50), "is a packed archive"),
+    "zeros": (bytes(2000), "is damaged: it begins with zeros, so its download was never finished. Copy"),
+    "deep": (of_header(b'{"a":' + b"[" * 100_000), r"its header cannot be read \(RecursionError\)"),
+    "infinite": (of_header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,1e999]}}'), r"\(OverflowError\)"),
+    "shape": (of_header(b'{"a":{"dtype":"F32","shape":["x"],"data_offsets":[0,0]}}'), r"cannot be read \(ValueError\)"),
+    "metadata": (of_header(b'{"__metadata__":["a"]}'), r"its header cannot be read \(AttributeError\)"),
+    "letters": (of_header(b'{"\xff":1}'), r"its header cannot be read \(UnicodeDecodeError\)"),
+    "huge": ((1 << 50).to_bytes(8, "little") + b"{}", "it does not begin like a safetensors file"),
     "noise": (b"\xff" * 50, "is damaged: it does not begin like a safetensors file"),
     "cut": (cut_off, r"is cut off: it has [\d,]+ bytes, and its header tells of [\d,]+. The download was broken off"),
     "header": (cut_in_its_header, r"is cut off or damaged: its header should have \d+ bytes, 192 are there"),
@@ -101,7 +113,7 @@ def test_other_things_are_told_too(tmp_path: Path) -> None:
     (tmp_path / "bare/config.json").write_text('{"_class_name": "AutoencoderKL"}')
     assert "but no .safetensors weights" in str(only(tmp_path / "bare").problem)
     (tmp_path / "bare/config.json").write_text("{")
-    assert "cannot be read as JSON" in str(only(tmp_path / "bare").problem)
+    assert "is not readable JSON" in str(only(tmp_path / "bare").problem)
     torch.save({}, tmp_path / "model.ckpt")
     assert "is a pickle in a zip" in str(only(tmp_path / "model.ckpt").problem)
     quantised = {**tiny_unet().state_dict(), "x.SCB": torch.zeros(1)}

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diffusemble import load_experts
+from diffusemble.experts.inspection.folders import inspect
+from ldm import save_ldm
+from tiny import tiny_pipeline
 
 
 def copied(models: Path, tmp_path: Path) -> Path:
@@ -45,13 +49,24 @@ def test_no_source_is_refused() -> None:
 def test_a_pickle_is_refused_although_it_exists(tmp_path: Path) -> None:
     file = tmp_path / "rock.ckpt"
     torch.save({}, file)
-    with pytest.raises(ValueError, match=r"rock\.ckpt is a pickle file.*\.safetensors version"):
+    with pytest.raises(ValueError, match=r"rock\.ckpt is a pickle in a zip.*\.safetensors version"):
         load_experts(file)
+
+
+@pytest.mark.parametrize("name", ["rock.ckpt", "rock.sft", "Rock.SAFETENSORS"])
+def test_a_safetensors_file_under_another_name_is_to_be_renamed(name: str, tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / name)
+    message = rf"{name} is a safetensors file under another name. Rename it to [rR]ock.safetensors"
+    with pytest.raises(ValueError, match=message):
+        load_experts(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        load_experts(f"zoo:people+{tmp_path / name}")
+    assert "Rename it" in str(next(inspect(tmp_path / name)).problem)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rock.yaml").write_text("a: 1")
-    with pytest.raises(ValueError, match=r"rock\.yaml is a \.yaml file, but a source is"):
+    with pytest.raises(ValueError, match=r"rock\.yaml is a \.yaml file, but models are"):
         load_experts(tmp_path / "rock.yaml")
 
 
@@ -101,8 +116,48 @@ def test_missing_pickled_and_damaged_weights_are_named(models: Path, tmp_path: P
         load_experts(folder)
 
 
-def test_a_folder_that_lacks_a_part_is_named(models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("vae/config.json", r"rock cannot be opened \(.*Copy or download the folder again"),
+        (
+            "tokenizer/tokenizer.json",
+            r"lacks its tokenizer: there is no vocab.json or tokenizer.json or \*.model in ",
+        ),
+        ("text_encoder/config.json", r"lacks its text_encoder: there is no config.json in .*text_encoder. Copy"),
+        ("unet/config.json", r"rock cannot be opened \(.*config.json"),
+    ],
+)
+def test_a_folder_that_lacks_a_part_is_named(gone: str, message: str, models: Path, tmp_path: Path) -> None:
     folder = copied(models, tmp_path)
-    shutil.rmtree(folder / "vae")
-    with pytest.raises(ValueError, match=r"rock cannot be opened \(.*Copy or download the folder again"):
+    (folder / gone).unlink()
+    with pytest.raises(ValueError, match=message):
         load_experts(folder)
+
+
+def test_a_damaged_list_of_shards_is_named(models: Path, tmp_path: Path) -> None:
+    folder = copied(models, tmp_path)
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    listed = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+    listed.write_text("{")
+    with pytest.raises(ValueError, match=r"model.safetensors.index.json is not readable JSON .*download the folder"):
+        load_experts(folder)
+    listed.write_text("[]")
+    with pytest.raises(ValueError, match="should hold a JSON object, but holds a list"):
+        load_experts(folder)
+
+
+def test_a_base_without_a_readable_configuration_is_named(models: Path, tmp_path: Path) -> None:
+    folder = copied(models, tmp_path)
+    file = save_ldm(tiny_pipeline(5), tmp_path / "opal.safetensors")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["rocks", "RockModel"]}))
+    with pytest.raises(ValueError, match=r"rock needs the class 'RockModel' of 'rocks', which is not known here"):
+        load_experts(file, base=folder)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "text_encoder/config.json").unlink()
+    with pytest.raises(ValueError, match=r"rock has no readable configuration of its text_encoder .*config.json"):
+        load_experts(file, base=folder)
+    (folder / "unet/config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"rock has no readable configuration of its unet \("):
+        load_experts(file, base=folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,14 @@ import diffusers
 import transformers
 
 from diffusemble.experts.checksums import DENOISERS
-from diffusemble.experts.folder import config_folder, index_of, locate, pin
+from diffusemble.experts.folder import config_folder, first_sentence, index_of, locate, pin
 from diffusemble.experts.formats.contents import CHECKPOINT, Contents, contents_of
-from diffusemble.experts.formats.families import DENOISER, REPOSITORIES, alike, family_of_config
+from diffusemble.experts.formats.editions import edition_of
+from diffusemble.experts.formats.families import DENOISER, alike, family_of_config
 from diffusemble.experts.formats.header import Header, read_header
 from diffusemble.experts.sources import Source
 
-REMEDY = (
-    "Give base= a diffusers folder or hub id of the file's own architecture; it also supplies the parts that the file "
-    "lacks. If that is what it was, copy or download the file again."
-)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 @dataclass(frozen=True)
@@ -53,28 +52,55 @@ class Base:
         return family_of_config(self.index[self.denoiser][1], self.config(self.denoiser), aesthetics)
 
     def cls(self, part: str) -> Any:
-        """Class of a part."""
-        library, name = self.index[part]
-        return getattr(diffusers if library == "diffusers" else transformers, name)
-
-    def config(self, part: str) -> Any:
-        """Configuration of a part, as its class takes it."""
-        cls = self.cls(part)
-        place = config_folder(self.where, self.source.revision, part)
-        if issubclass(cls, transformers.PreTrainedModel):
-            return cls.config_class.from_pretrained(place)
-        return dict(cls.load_config(place))
-
-    def check_family(self, contents: Contents, file: Path) -> None:
-        """Make sure that a file can be of this architecture.
+        """Class of a part.
 
         Raises:
-            ValueError: names both families.
+            ValueError: neither diffusers nor transformers has it.
         """
-        if not alike(contents.family, self.family) or DENOISER[contents.family or ""] != self.denoiser:
+        library, name = self.index[part]
+        cls = getattr(diffusers if library == "diffusers" else transformers, name, None)
+        if cls is None:
+            raise ValueError(
+                f"The base {self.source} needs the class {name!r} of {library!r}, which is not known here."
+            )
+        return cls
+
+    def config(self, part: str) -> Any:
+        """Configuration of a part, as its class takes it.
+
+        Raises:
+            ValueError: it is missing or damaged.
+        """
+        cls = self.cls(part)
+        try:
+            place = config_folder(self.where, self.source.revision, part)
+            if issubclass(cls, transformers.PreTrainedModel):
+                return cls.config_class.from_pretrained(place)
+            return dict(cls.load_config(place))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"The base {self.source} has no readable configuration of its {part} ({first_sentence(error)}). Copy "
+                f"or download the folder again."
+            ) from error
+
+    def check_family(self, contents: Contents, header: Header) -> None:
+        """Make sure that a file can be of this architecture, and is made for the noise of this base's scheduler.
+
+        Raises:
+            ValueError: names both families or processes.
+        """
+        file, family = header.file, contents.family or ""
+        if not alike(family, self.family) or DENOISER[family] != self.denoiser:
             raise ValueError(
                 f"{file} is {contents}, but the base {self.source} is {self.family or self.index[self.denoiser][1]}. "
-                f"Give base= a diffusers folder or hub id of {contents.family}."
+                f"Give base= a diffusers folder or hub id of {family}."
+            )
+        scheduler = str(self.index.get("scheduler", ("", ""))[1])
+        edition = edition_of(header, family)
+        if edition.edm and not scheduler.startswith("EDM"):
+            raise ValueError(
+                f"{file} is {contents} {edition.name}, but the base {self.source} has a {scheduler}, which follows "
+                f"another noise schedule. {remedy(header, contents)}"
             )
 
 
@@ -96,7 +122,8 @@ def choose_base(file: Path, candidates: Sequence[Source], named: bool) -> Source
     Raises:
         ValueError: the file is none that can be read, or the hub cannot be reached.
     """
-    contents = checkpoint_contents(read_header(file))
+    header = read_header(file)
+    contents = checkpoint_contents(header)
     families = [open_base(one).family for one in candidates]
     # SD 1.x and SD 2.x cannot always be told apart; a base of the very same name comes first.
     for fits in (
@@ -108,13 +135,15 @@ def choose_base(file: Path, candidates: Sequence[Source], named: bool) -> Source
                 return source
     if named:
         return candidates[0]
-    repository = REPOSITORIES[contents.family or ""]
+    repository = edition_of(header, contents.family or "").repository
+    if repository is None:
+        raise ValueError(f"{file} is {contents}, of which no repository is known. {remedy(header, contents)}")
     try:
         return pin(Source("hub", repository))
     except ValueError as error:
         raise ValueError(
             f"{file} is {contents}; without base= its configuration comes from the hub repository {repository}, which "
-            f"could not be fetched. {REMEDY}"
+            f"could not be fetched. {remedy(header, contents)}"
         ) from error
 
 
@@ -124,6 +153,10 @@ def checkpoint_contents(header: Header) -> Contents:
     Raises:
         ValueError: the file is none, or of a family that is not supported; the message says what it is.
     """
+    if _SHARD.search(header.file.stem):
+        raise ValueError(
+            f"{header.file} is one of the pieces that a large model is cut into. Give the diffusers folder they are in."
+        )
     contents = contents_of(header)
     if contents.kind != CHECKPOINT:
         what = f"It is {contents}" if contents.kind != "unknown" else "What it is cannot be told from its names"
@@ -134,6 +167,17 @@ def checkpoint_contents(header: Header) -> Contents:
             f"{', '.join(DENOISER)}."
         )
     return contents
+
+
+def remedy(header: Header, contents: Contents) -> str:
+    """What to do where a checkpoint and its base do not fit."""
+    edition = edition_of(header, contents.family or "")
+    kind = "" if edition.name is None else f" ({edition.name})"
+    known = "" if edition.repository is None else f", such as {edition.repository}"
+    return (
+        f"Give base= a diffusers folder or hub id of the file's own architecture{kind}{known}; it also supplies the "
+        f"parts that the file lacks. If that is what it was, copy or download the file again."
+    )
 
 
 def _use(contents: Contents) -> str:

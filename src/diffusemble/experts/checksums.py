@@ -31,18 +31,28 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged, or has no denoiser.
     """
-    try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{folder / INDEX} is not readable JSON ({error}). Copy or download the folder again."
-        ) from error
+    index = read_json(folder / INDEX)
     if not any(_present(index, part) for part in DENOISERS):
         raise ValueError(
             f"{folder} holds a {index.get('_class_name', 'pipeline without a class')} without a denoiser "
             f"({' or '.join(DENOISERS)}). Give the folder of a text-to-image pipeline."
         )
     return index
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model's folder.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file} is not readable JSON ({error}). Copy or download the folder again.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} should hold a JSON object, but holds a {type(found).__name__}. Copy it again.")
+    return found
 
 
 def variant_of(folder: Path) -> str | None:
@@ -109,7 +119,7 @@ def _chosen(part: Path, variant: str | None) -> list[Path]:
         if whole.is_file():
             return [whole]
         if shards.is_file():
-            names = json.loads(shards.read_text(encoding="utf-8"))["weight_map"].values()
+            names = read_json(shards).get("weight_map", {}).values()
             return [part / name for name in sorted(set(names))]
     return []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,8 @@ from diffusemble.experts.checksums import read_index, variant_of
 from diffusemble.experts.sources import INDEX, Source
 
 NOTHING: Mapping[str, Any] = {}
+_DESCRIBED = {"text": ("config.json",), "tokenizer": ("vocab.json", "tokenizer.json", "*.model")}
+"""Files that must be there, by the first word of a part's name."""
 
 
 def locate(source: Source) -> tuple[Path, Source]:
@@ -96,6 +98,7 @@ def open_folder(
     # Diffusers itself says None only for parts that its class calls optional; SD3 without T5 is saved all the same.
     absent = {part: None for part, entry in index.items() if isinstance(entry, list) and entry[0] is None}
     own: dict[str, Any] = {part: value for part, value in {**absent, **given}.items() if part in parameters}
+    _check_complete(Path(where), [part for part in index if part in parameters and part not in own])
     if "safety_checker" in parameters:
         own |= {"safety_checker": None, "requires_safety_checker": False}
     try:
@@ -114,6 +117,17 @@ def open_folder(
         ) from error
 
 
+def _check_complete(folder: Path, parts: Sequence[str]) -> None:
+    """Raise where a local folder lacks what describes a part: transformers makes one up then."""
+    for part in parts:
+        wanted = _DESCRIBED.get(part.split("_")[0], ())
+        if folder.is_dir() and wanted and not any(any((folder / part).glob(name)) for name in wanted):
+            raise ValueError(
+                f"{folder} lacks its {part}: there is no {' or '.join(wanted)} in {folder / part}. Copy or download "
+                f"the folder again."
+            )
+
+
 def index_of(where: str, revision: str | None) -> dict[str, Any]:
     """``model_index.json`` of a folder or hub id."""
     return read_index(_index_folder(where, revision))
@@ -122,6 +136,8 @@ def index_of(where: str, revision: str | None) -> dict[str, Any]:
 def config_folder(where: str, revision: str | None, part: str) -> str:
     """Local folder with the ``config.json`` of a part of a folder or hub id; weights are not downloaded."""
     if Path(where).is_dir():
+        if not (Path(where) / part / "config.json").is_file():  # transformers would take a standard one
+            raise ValueError(f"{Path(where) / part / 'config.json'} is missing")
         return str(Path(where) / part)
     return str(Path(hf_hub_download(where, f"{part}/config.json", revision=revision)).parent)
 

@@ -105,6 +105,7 @@ def _open(request: Request, shelf: Shelf, words: Sequence[Word], shared: dict[st
         pipeline = shelf.open(str(folder))
     found = {name: part for name, part in pipeline.components.items() if part is not None}
     parts, on_top = add_all(found, request.source.added, words, shelf.dtype)
+    _check_finite(request, parts)
     denoiser = next(parts.pop(part) for part in DENOISERS if part in parts)
     return Expert(
         name=request.name,
@@ -115,6 +116,18 @@ def _open(request: Request, shelf: Shelf, words: Sequence[Word], shared: dict[st
         files={**files, **on_top},
         base=None if base is None else str(base),
     )
+
+
+def _check_finite(request: Request, parts: Mapping[str, Any]) -> None:
+    """Raise where a weight is no number or infinite: every picture would be black."""
+    for part, model in parts.items():
+        for name, weight in model.state_dict().items() if isinstance(model, nn.Module) else ():
+            if weight.is_floating_point() and weight.numel() and not all(one.isfinite() for one in weight.aminmax()):
+                raise ValueError(
+                    f"Expert {request.name!r} ({request.source}): its {part} has numbers that are not finite in "
+                    f"{str(weight.dtype).removeprefix('torch.')}, in {name}. If float32 or bfloat16 does not help, a "
+                    f"merge or a training of the file went wrong: get another version."
+                )
 
 
 def _bases(given: str | Path | Sequence[str | Path] | None, sources: Sequence[Source]) -> dict[str, Source]:

@@ -14,6 +14,7 @@ import torch
 from diffusemble.aggregators.base import Combiner
 from diffusemble.aggregators.storage import load_aggregator, save_aggregator
 from diffusemble.experts.adapters import adapter_files, load_adapter, save_adapter
+from diffusemble.experts.checksums import read_json
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import Request, open_experts
 from diffusemble.experts.sources import Addition, Source, parse_addition, parse_source, split_source
@@ -113,10 +114,7 @@ def _read(folder: Path) -> list[dict[str, Any]]:
     for file in (SPEC_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise ValueError(f"{folder} is not a saved ensemble: it has no {file}. Give a folder of save_pretrained.")
-    try:
-        spec: dict[str, Any] = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / SPEC_FILE} is not readable JSON ({error}). Save the ensemble again.") from error
+    spec = read_json(folder / SPEC_FILE)
     if spec.get("format") not in (FORMAT, WITH_ADAPTERS, WITH_ADDITIONS):
         raise ValueError(
             f"{folder / SPEC_FILE} has format {spec.get('format')!r}, but this version of diffusemble reads formats "

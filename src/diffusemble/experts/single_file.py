@@ -7,15 +7,16 @@ of the same architecture. Every tensor of the file is read once, straight into i
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import nn
 
 from diffusemble.experts.assembly import Plan, choose, empty, fill
-from diffusemble.experts.base import REMEDY, Base, checkpoint_contents, open_base
+from diffusemble.experts.base import Base, checkpoint_contents, open_base, remedy
 from diffusemble.experts.checksums import DENOISERS, WEIGHTS, sha256
 from diffusemble.experts.folder import quiet
 from diffusemble.experts.formats.checkpoint import Checkpoint, open_checkpoint
@@ -25,6 +26,10 @@ from diffusemble.experts.layouts.origin import Layout
 from diffusemble.experts.layouts.parts import denoiser_layouts, known_tensors, text_layouts, vae_layouts
 from diffusemble.experts.shelf import Shelf
 from diffusemble.experts.sources import Source
+
+_TOLD = ("modelspec.predict_key", "modelspec.prediction_type")
+"""Where ComfyUI and the programs of kohya write what a denoiser predicts."""
+_PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
 
 
 def open_file(file: Path, base: Source, shelf: Shelf) -> tuple[DiffusionPipeline, dict[str, str]]:
@@ -44,7 +49,7 @@ def open_file(file: Path, base: Source, shelf: Shelf) -> tuple[DiffusionPipeline
     header = read_header(file)
     contents = checkpoint_contents(header)
     opened = open_base(base)
-    opened.check_family(contents, file)
+    opened.check_family(contents, header)
     inside = tuple(part for part in contents.parts if opened.has(part) and part not in DENOISERS)
     read = (opened.denoiser, *inside)
     with open_checkpoint(header) as checkpoint, quiet():
@@ -67,7 +72,7 @@ def _part(part: str, base: Base, checkpoint: Checkpoint, dtype: torch.dtype) -> 
         reason = f"it lacks the tensor {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
             f"{file}: its {part} cannot be read as {cls.__name__} with the configuration of {base.source}: {reason}. "
-            f"{REMEDY}"
+            f"{remedy(checkpoint.header, checkpoint_contents(checkpoint.header))}"
         ) from error
     return model
 
@@ -87,12 +92,9 @@ def _refuse_left_over(plan: Plan, checkpoint: Checkpoint, cls: Any) -> None:
 
 
 def marked_schedule(header: Header) -> dict[str, Any]:
-    """Entries of a scheduler's configuration that a file itself tells, by the marks that model sites use."""
-    told = header.metadata.get("modelspec.prediction_type", "")
-    named = {"v": "v_prediction", "epsilon": "epsilon"}.get(told)
-    marks: dict[str, Any] = {} if named is None else {"prediction_type": named}
-    if "v_pred" in header.forms:
-        marks["prediction_type"] = "v_prediction"
+    """Entries of a scheduler's configuration that a file itself tells, by the marks that programs write."""
+    told = "v" if "v_pred" in header.forms else next(filter(None, map(header.metadata.get, _TOLD)), "")
+    marks: dict[str, Any] = {"prediction_type": _PREDICTIONS[told]} if told in _PREDICTIONS else {}
     if "ztsnr" in header.forms:
         marks["rescale_betas_zero_snr"] = True
     return marks
@@ -101,6 +103,12 @@ def marked_schedule(header: Header) -> dict[str, Any]:
 def _mark_schedule(pipeline: DiffusionPipeline, header: Header) -> None:
     """Let the file's own marks hold where they and the base's scheduler differ."""
     scheduler: Any = pipeline.scheduler
-    marks = {key: value for key, value in marked_schedule(header).items() if key in scheduler.config}
-    if any(scheduler.config[key] != value for key, value in marks.items()):
-        pipeline.register_modules(scheduler=type(scheduler).from_config(scheduler.config, **marks))
+    marks = marked_schedule(header)
+    known = inspect.signature(type(scheduler)).parameters.keys()
+    if "prediction_type" not in known:  # flow matching
+        return
+    if marks.keys() <= known and all(scheduler.config[key] == value for key, value in marks.items()):
+        return
+    # PNDM and others of the older schedulers cannot reach zero terminal SNR.
+    cls = type(scheduler) if marks.keys() <= known else DDIMScheduler
+    pipeline.register_modules(scheduler=cls.from_config(scheduler.config, **marks))

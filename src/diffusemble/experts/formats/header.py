@@ -22,6 +22,8 @@ CONVERT = (
     "away: torch.load(FILE, weights_only=True) reads tensors and nothing else (docs/loading.md has the command)."
 )
 _AGAIN = "Copy or download it again."
+_ARCHIVES = (b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\x1f\x8b", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"BZh")
+_SHOWN = 100  # characters of a text that stands in place of a file
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def read_header(file: Path) -> Header:
     if what:
         raise ValueError(f"{file} {what}")
     if not fits:
-        raise ValueError(f"{file} is damaged: it does not begin like a safetensors file. {_AGAIN}")
+        raise ValueError(f"{file} {_odd_start(file)}. {_AGAIN}")
     if len(text) < length:
         raise ValueError(
             f"{file} is cut off or damaged: its header should have {length:,} bytes, {len(text):,} are there. {_AGAIN}"
@@ -101,10 +103,10 @@ def read_header(file: Path) -> Header:
 def _parse(file: Path, size: int, length: int, text: bytes) -> Header:
     try:
         entries: dict[str, Any] = json.loads(text)
-        metadata = entries.pop("__metadata__", None) or {}
-        forms = {key: Form(str(one["dtype"]), tuple(one["shape"])) for key, one in entries.items()}
+        metadata = {key: str(told) for key, told in (entries.pop("__metadata__", None) or {}).items()}
+        forms = {key: Form(str(one["dtype"]), tuple(map(int, one["shape"]))) for key, one in entries.items()}
         end = max((int(one["data_offsets"][1]) for one in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: its header cannot be read ({type(error).__name__}). {_AGAIN}") from error
     whole = LENGTH + length + end
     if size < whole:
@@ -123,9 +125,8 @@ def disguise(file: Path) -> str:
     """What a file is by its first bytes, and what to do about it; nothing if it could be a safetensors file."""
     with file.open("rb") as opened:
         start = opened.read(600)
-    if start[LENGTH : LENGTH + 1] == b"{" and int.from_bytes(start[:LENGTH], "little") <= LARGEST:
+    if _is_header(start):
         return ""  # a header of 640 bytes has the first two bytes of a pickle
-    text = start.lstrip()[:300].lower()
     if start[:4] == b"PK\x03\x04":
         if b"data.pkl" not in start and b"byteorder" not in start and b"/version" not in start:
             return "is a zip archive, whatever its name. Unpack it first."
@@ -137,6 +138,9 @@ def disguise(file: Path) -> str:
             "is a GGUF file (quantised, for other programs), which cannot be read here. Give the .safetensors version "
             "of the model; fp8 files are read."
         )
+    if start.startswith(_ARCHIVES):
+        return "is a packed archive. Unpack it first."
+    text = start.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return (
             "is a web page: the site answered with a page in place of the file, for example because it wants a login. "
@@ -144,8 +148,28 @@ def disguise(file: Path) -> str:
         )
     if text.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS in place of the file. Fetch the file itself: git lfs pull."
-    if text.startswith((b'{"error', b'{"message', b'{"detail')):
-        return f"is an error message of a web site in place of the file. {_AGAIN}"
-    if start[:6] == b"7z\xbc\xaf\x27\x1c" or start[:4] == b"Rar!":
-        return "is a packed archive. Unpack it first."
     return ""
+
+
+def misnamed(file: Path) -> str:
+    """What a file is whose name does not end like a safetensors file's, and what to do about it."""
+    with file.open("rb") as opened:
+        start = opened.read(LENGTH + 1)
+    if _is_header(start):
+        return f"is a safetensors file under another name. Rename it to {file.stem}.safetensors."
+    return disguise(file) or f"is a {file.suffix or 'nameless'} file, but models are .safetensors files here."
+
+
+def _is_header(start: bytes) -> bool:
+    return start[LENGTH : LENGTH + 1] == b"{" and int.from_bytes(start[:LENGTH], "little") <= LARGEST
+
+
+def _odd_start(file: Path) -> str:
+    with file.open("rb") as opened:
+        start = opened.read(_SHOWN)
+    text = " ".join(start.decode(errors="replace").split())
+    if not any(start):
+        return "is damaged: it begins with zeros, so its download was never finished"
+    if text.isprintable() and text.isascii():
+        return f"is a text in place of a model, perhaps an error message of a web site: {text!r}"
+    return "is damaged: it does not begin like a safetensors file"

@@ -18,8 +18,9 @@ from diffusemble.experts.formats.contents import (
     Contents,
     contents_of,
 )
-from diffusemble.experts.formats.families import DENOISER, PREFIXES, SHORT
-from diffusemble.experts.formats.header import Header, disguise, read_header
+from diffusemble.experts.formats.editions import Edition, edition_of
+from diffusemble.experts.formats.families import DENOISER, PREFIXES, REPOSITORIES, SHORT
+from diffusemble.experts.formats.header import Header, misnamed, read_header
 from diffusemble.experts.inspection.adapters import adapter_notes
 from diffusemble.experts.inspection.report import Part, Report, part_of
 from diffusemble.experts.single_file import marked_schedule
@@ -38,10 +39,9 @@ def inspect_file(file: Path, hashed: bool = True) -> Report:
     """
     size = file.stat().st_size
     checksum = sha256(file) if hashed else None
-    if file.suffix != ".safetensors" and not disguise(file):
-        what = f"is a {file.suffix or 'nameless'} file; models are .safetensors files here."
-        return Report(str(file), problem=f"{file} {what}", size=size, sha256=checksum)
     try:
+        if file.suffix != ".safetensors":
+            raise ValueError(f"{file} {misnamed(file)}")
         header = read_header(file)
     except ValueError as error:
         return Report(str(file), problem=str(error), size=size, sha256=checksum)
@@ -54,7 +54,7 @@ def inspect_file(file: Path, hashed: bool = True) -> Report:
         family=contents.family,
         layout=contents.layout,
         parts=_parts(header, contents),
-        prediction=prediction_of(contents.family, marked_schedule(header)) if contents.kind == CHECKPOINT else None,
+        prediction=_predicts(header, contents) if contents.kind == CHECKPOINT else None,
         size=size,
         sha256=checksum,
         notes=_notes(header, contents),
@@ -136,19 +136,18 @@ def _notes(header: Header, contents: Contents) -> dict[str, str]:
         notes = {"aggregator": spec["name"], "experts": str(spec["sizes"].get("experts", "?"))}
     if is_scaled(header):
         notes["fp8"] = "scaled: read as what it stands for"
-    return notes | ({"inputs": _channels(header)} if contents.kind == CHECKPOINT and _channels(header) else {})
+    edition = _edition(header, contents)
+    return notes | ({"edition": edition.name} if edition and edition.name else {})
 
 
-def _channels(header: Header) -> str:
-    """What a U-Net reads beside its latents."""
-    for start in PREFIXES:
-        for first, last in (("input_blocks.0.0.weight", "out.2.weight"), ("conv_in.weight", "conv_out.weight")):
-            reads, gives = header.shape(start + first), header.shape(start + last)
-            if len(reads) == 4 and len(gives) == 4:
-                more = reads[1] - gives[0]
-                kinds = {gives[0] + 1: "an inpainting model", gives[0]: "edits pictures by instruction"}
-                return f"{reads[1]} channels: {kinds[more]}" if more in kinds else ""
-    return ""
+def _edition(header: Header, contents: Contents) -> Edition | None:
+    known = contents.kind == CHECKPOINT and contents.family in REPOSITORIES
+    return edition_of(header, contents.family or "") if known else None
+
+
+def _predicts(header: Header, contents: Contents) -> str | None:
+    edition = _edition(header, contents)
+    return edition.name if edition and edition.edm else prediction_of(contents.family, marked_schedule(header))
 
 
 def _recipe(text: str | None) -> dict[str, Any] | None:

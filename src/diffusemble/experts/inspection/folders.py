@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from diffusemble.experts.checksums import DENOISERS, read_index, sha256, variant_of, weight_files
+from diffusemble.experts.checksums import DENOISERS, read_index, read_json, sha256, variant_of, weight_files
 from diffusemble.experts.folder import locate
 from diffusemble.experts.formats.families import family_of_config
 from diffusemble.experts.formats.header import PICKLES, read_header
@@ -67,11 +65,11 @@ def _of_pipeline(place: Path, hashed: bool) -> Report:
     if vae:
         files["vae"] = vae
     denoiser = next(part for part in DENOISERS if part in files)
-    config = _read(place / denoiser / "config.json")
+    config = read_json(place / denoiser / "config.json")
     family = family_of_config(index[denoiser][1], config, bool(index.get("requires_aesthetics_score")))
-    scheduler = _read(place / "scheduler/scheduler_config.json") if (place / "scheduler").is_dir() else {}
+    scheduler = read_json(place / "scheduler/scheduler_config.json") if (place / "scheduler").is_dir() else {}
     every = [file for own in files.values() for file in own]
-    recipe = _read(place / _MERGED) if (place / _MERGED).is_file() else None
+    recipe = read_json(place / _MERGED) if (place / _MERGED).is_file() else None
     return Report(
         path=str(place),
         what=f"{family or 'unknown'} pipeline{', merged' if recipe else ''} (a folder of diffusers)",
@@ -88,7 +86,7 @@ def _of_pipeline(place: Path, hashed: bool) -> Report:
 
 
 def _of_part(place: Path, hashed: bool) -> Report:
-    config = _read(place / "config.json")
+    config = read_json(place / "config.json")
     name = str(config.get("_class_name") or ", ".join(config.get("architectures") or ["unknown"]))
     own = _weights_of(place, None)
     if not own:
@@ -107,7 +105,7 @@ def _of_part(place: Path, hashed: bool) -> Report:
 
 
 def _of_ensemble(place: Path, hashed: bool) -> Report:
-    experts = _read(place / _ENSEMBLE)["experts"]
+    experts = read_json(place / _ENSEMBLE)["experts"]
     inner = inspect_file(place / _AGGREGATOR, hashed)
     called = [f"{one['name']} ({one['source'] or 'bare denoiser'})" for one in experts]
     return Report(
@@ -131,11 +129,3 @@ def _weights_of(place: Path, variant: str | None) -> list[Path]:
     files = sorted(place.glob("*.safetensors"))
     named = [file for file in files if variant and f".{variant}." in file.name]
     return named or [file for file in files if ".fp16." not in file.name] or files
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file} cannot be read as JSON ({error}). Copy or download the folder again.") from error
-    return found
