@@ -9,9 +9,9 @@ import torch
 
 from diffusemble.evaluation.heldout import HeldOut, losses
 from diffusemble.evaluation.systems import System
-from tests.tiny_ensembles import copies
 from tests.tiny import as_expert, tiny_refiner, tiny_sdxl_pipeline
 from tests.tiny_dit import tiny_flux_pipeline, tiny_sd3_pipeline
+from tests.tiny_ensembles import copies
 
 MAKERS = {"sdxl": tiny_sdxl_pipeline, "refiner": tiny_refiner, "flux": tiny_flux_pipeline, "sd3": tiny_sd3_pipeline}
 

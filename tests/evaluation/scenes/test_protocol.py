@@ -18,13 +18,14 @@ from diffusemble.evaluation.protocols import load_evaluation
 from diffusemble.evaluation.runs import redraw
 from diffusemble.evaluation.scenes import held
 from diffusemble.evaluation.scenes.bench import SceneScores, gap, read_scene_scores
-from diffusemble.evaluation.scenes.config import STANDARD, ScenesConfig
+from diffusemble.evaluation.scenes.config import ScenesConfig
 from diffusemble.evaluation.scenes.drawing import as_config
 from diffusemble.evaluation.scenes.judge import SceneJudge
 from diffusemble.evaluation.scenes.page import MEASURES, verdict
 from diffusemble.evaluation.scenes.probe import SceneProbe
 from diffusemble.evaluation.scenes.protocol import evaluate_scenes
 from diffusemble.evaluation.scenes.scene import Scene, Thing
+from diffusemble.evaluation.scenes.systems import STANDARD
 from gated_cases import opened
 from tiny import tiny_pipeline, tiny_unet
 

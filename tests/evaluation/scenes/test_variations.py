@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from diffusemble.evaluation.protocols import load_evaluation
-from diffusemble.evaluation.scenes.config import THREE, ScenesConfig
+from diffusemble.evaluation.scenes.config import ScenesConfig
 from diffusemble.evaluation.scenes.page import command
+from diffusemble.evaluation.scenes.systems import THREE
 from diffusemble.evaluation.scenes.variations import VARIATIONS, usual
 from diffusemble.settings import dump_config, load_config
 

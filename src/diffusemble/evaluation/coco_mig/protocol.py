@@ -18,8 +18,9 @@ from diffusemble.evaluation.coco_mig.measures import Detectors, measures
 from diffusemble.evaluation.page import Section, write_page
 from diffusemble.evaluation.pictures import to_bytes
 from diffusemble.evaluation.scenes.bench import SceneScores, Tell, gap, measure_systems
-from diffusemble.evaluation.scenes.config import CocoMigConfig, SceneSystem
+from diffusemble.evaluation.scenes.config import CocoMigConfig
 from diffusemble.evaluation.scenes.kept import kept_scores, long_table, open_store
+from diffusemble.evaluation.scenes.systems import SceneSystem
 from diffusemble.evaluation.tables import Body, Column, Head, Table
 from diffusemble.scene.config import InstanceConfig, SceneConfig
 

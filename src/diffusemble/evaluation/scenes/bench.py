@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusemble.evaluation.pictures import from_bytes, to_bytes
-from diffusemble.evaluation.scenes.config import SceneBenchConfig, SceneSystem
+from diffusemble.evaluation.scenes.config import SceneBenchConfig
 from diffusemble.evaluation.scenes.drawing import SystemAtWork
+from diffusemble.evaluation.scenes.systems import SceneSystem
 from diffusemble.evaluation.statistics import Interval, paired_bootstrap
 from diffusemble.evaluation.store import Arrays, Store, stored
 from diffusemble.scene.config import SceneConfig

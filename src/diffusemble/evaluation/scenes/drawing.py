@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from diffusemble.evaluation.scenes.conditions import prompt_for
-from diffusemble.evaluation.scenes.config import ScenesConfig, SceneSystem
+from diffusemble.evaluation.scenes.config import ScenesConfig
 from diffusemble.evaluation.scenes.held import reference_files
 from diffusemble.evaluation.scenes.scene import Scene
+from diffusemble.evaluation.scenes.systems import SceneSystem
 from diffusemble.latent.aggregate import aggregate
 from diffusemble.scene.cast import Cast, load_cast
 from diffusemble.scene.config import InstanceConfig, RelationConfig, SceneConfig

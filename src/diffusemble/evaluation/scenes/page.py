@@ -9,7 +9,8 @@ from typing import Any
 from diffusemble.evaluation.benchmark import processor
 from diffusemble.evaluation.page import Section, plain
 from diffusemble.evaluation.scenes.bench import SceneScores, gap
-from diffusemble.evaluation.scenes.config import ScenesConfig, SceneSystem
+from diffusemble.evaluation.scenes.config import ScenesConfig
+from diffusemble.evaluation.scenes.systems import SceneSystem
 from diffusemble.evaluation.tables import Body, Column, Head, Table
 from diffusemble.provenance import versions
 

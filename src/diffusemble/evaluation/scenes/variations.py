@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import combinations
 from typing import Any
 
-from diffusemble.evaluation.scenes.config import PEERS, SceneSystem
+from diffusemble.evaluation.scenes.systems import PEERS, SceneSystem
 
 Kinds = tuple[str, ...]
 
