@@ -95,7 +95,6 @@ class ScenesConfig(SceneBenchConfig):
     @model_validator(mode="before")
     @classmethod
     def _varied(cls, given: Any) -> Any:
-
         if not isinstance(given, dict) or given.get("vary") not in VARIATIONS or "systems" in given:
             return given
         kinds, steps = (given.get(key, cls.model_fields[key].default) for key in ("kinds", "steps"))
