@@ -54,6 +54,7 @@ FEEDS: Mapping[str, Entry] = {
     "SD3Transformer2DModel": Entry("diffusemble.training.feeds.sd3:SD3Feed", "SD 3, SD 3.5"),
     "FluxTransformer2DModel": Entry("diffusemble.training.feeds.flux:FluxFeed", "FLUX.1"),
     "ChromaTransformer2DModel": Entry("diffusemble.training.feeds.chroma:ChromaFeed", "Chroma"),
+    "QwenImageTransformer2DModel": Entry("diffusemble.training.feeds.qwen:QwenFeed", "Qwen-Image"),
 }
 
 FAMILIES: Mapping[str, Entry] = {

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusemble.experts.expert import Expert
-from diffusemble.experts.layouts.flux import flux
+from diffusemble.experts.layouts.flux import chroma, flux
 from diffusemble.experts.layouts.sd3 import sd3
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.train import train
@@ -19,6 +19,7 @@ from ldm import REFINER, SD2, SDXL, save_ldm
 from original import original
 from tiny import as_expert, tiny_pipeline, tiny_refiner, tiny_scheduler, tiny_sdxl_pipeline, tiny_unet
 from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline
+from tiny_qwen import tiny_qwen_pipeline
 from training.small import UNET
 
 PIPELINES: Mapping[str, Callable[[int], Any]] = {
@@ -32,6 +33,7 @@ PIPELINES: Mapping[str, Callable[[int], Any]] = {
     "refiner": tiny_refiner,
     "flux": tiny_flux_pipeline,
     "chroma": tiny_chroma_pipeline,
+    "qwen": tiny_qwen_pipeline,
     "sd3": tiny_sd3_pipeline,
     "sd3-without-t5": lambda seed: tiny_sd3_pipeline(seed, text_encoder_3=None, tokenizer_3=None),
 }
@@ -43,6 +45,8 @@ FILES: Mapping[str, Callable[[Any, Path], object]] = {
     "sdxl": lambda pipeline, file: save_ldm(pipeline, file, SDXL),
     "refiner": lambda pipeline, file: save_ldm(pipeline, file, REFINER),
     "flux": lambda pipeline, file: save_file(original(pipeline.transformer, flux), file),
+    "chroma": lambda pipeline, file: save_file(original(pipeline.transformer, chroma), file),
+    "qwen": lambda pipeline, file: save_file(pipeline.transformer.state_dict(), file),  # whose code is diffusers'
     "sd3": lambda pipeline, file: save_file(original(pipeline.transformer, sd3, "model.diffusion_model."), file),
 }
 

@@ -57,8 +57,9 @@ def test_captions_keep_their_own_ends_of_lines(tmp_path: Path, kind: str) -> Non
     """In a quoted field of a .csv file, and those that are not the end of a line of JSON."""
     caption = "one\ntwo" if kind == "csv" else "one\u2028two\x85three"
     table = tmp_path / f"list.{kind}"
-    row = f'a.png,"{caption}"' if kind == "csv" else json.dumps({"file_name": "a.png", "text": caption}, ensure_ascii=False)
-    table.write_text(f"file_name,text\n{row}\n" if kind == "csv" else f"{row}\n", encoding="utf-8")
+    entry = json.dumps({"file_name": "a.png", "text": caption}, ensure_ascii=False)
+    text = f'file_name,text\na.png,"{caption}"\n' if kind == "csv" else f"{entry}\n"
+    table.write_text(text, encoding="utf-8")
     (picture,) = open_source(DataConfig(path=str(table), kind="list")).pictures()
     assert picture.caption == caption
 
@@ -135,6 +136,7 @@ def test_the_stamp_follows_files_and_captions(tmp_path: Path) -> None:
         ),
         ({"metadata.jsonl": '{"file_name": "a.png"'}, {}, "metadata.jsonl, line 1 is not JSON"),
         ({"metadata.jsonl": '["a.png"]'}, {}, "must hold objects with a file name and a caption"),
+        ({"list.json": '["a.png"]'}, {"kind": "list"}, "must hold objects with a file name and a caption"),
         ({"metadata.jsonl": json.dumps(ROWS[0])}, {"where": {"split": "x"}}, "has no row with split: x"),
         ({"metadata.jsonl": json.dumps(ROWS[0])}, {"where": {"split": ["x", "y"]}}, "has no row with split: x or y"),
         ({"metadata.jsonl": json.dumps(ROWS[0])}, {"where": {"set": "x"}}, "data.where asks for 'set', but"),

@@ -19,7 +19,8 @@ from diffusemble.training.corpus import encode_corpus
 from diffusemble.training.distillation import consistency_objective, distill
 from diffusemble.training.learner import Learner
 from diffusemble.training.objective import Diffusion, add_noise
-from diffusemble.training.run import Progress, place
+from diffusemble.training.place import place
+from diffusemble.training.run import Progress
 from diffusemble.training.schedule import diffusion_of
 from tiny import randomised
 from training.small import same_log, small_config, small_experts, stop_at

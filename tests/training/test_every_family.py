@@ -28,6 +28,7 @@ from diffusemble.training.corpus import encode_corpus
 from diffusemble.training.learner import Learner
 from diffusemble.training.log import read_log
 from diffusemble.training.objective import prediction_error
+from diffusemble.training.place import place
 from diffusemble.training.schedule import diffusion_of
 from diffusemble.training.train import build_ensemble, train
 from training.families import FILES, PIPELINES, experts_of, save_experts
@@ -88,7 +89,8 @@ def test_parts_and_checkpointing_change_memory_alone(
     found = []
     for changes in ({}, {"gradient_checkpointing": True}, {"accumulate": 2}):
         config = family_config(pictures, tmp_path, **changes)
-        ensemble = build_ensemble(config, experts_of(family), CPU)
+        ensemble = build_ensemble(config, experts_of(family))
+        place(ensemble, config, CPU)
         corpus = encode_corpus(config.data, config, ensemble, lambda *_: None)
         diffusion = diffusion_of(ensemble.experts, CPU, corpus.feed.image_tokens(*corpus.shape[1:]))
         run = Learner(config, ensemble, accelerator, corpus, diffusion, lambda _: prediction_error)

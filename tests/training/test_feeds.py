@@ -11,13 +11,18 @@ import pytest
 import torch
 
 from diffusemble.ensembles.block_level import EnsembleDenoiser
+from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
 from diffusemble.experts.expert import Expert
 from diffusemble.training.config import DataConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
+from diffusemble.training.latents import to_latents
+from tests.families.parts import tiny_pixart_pipeline
 from tiny import as_expert, tiny_pipeline, tiny_refiner, tiny_sdxl_pipeline, tiny_unet, tiny_vae
 from tiny_dit import tiny_chroma_pipeline, tiny_flow_vae, tiny_flux, tiny_flux_pipeline, tiny_sd3_pipeline
-from tiny_qwen import tiny_qwen_pipeline
+from tiny_qwen import tiny_qwen_pipeline, tiny_qwen_vae
 from training.small import UNET, small_config, write_pictures
+
+FLOWS = (tiny_flux_pipeline, tiny_sd3_pipeline, tiny_chroma_pipeline, tiny_qwen_pipeline)
 
 
 def encode(experts: list[Expert], data: Path, output: Path, **changes: Any) -> Corpus:
@@ -30,6 +35,37 @@ def test_latents_lose_the_shift_of_the_vae_and_are_scaled(pictures: Path, tmp_pa
     plain = [as_expert(tiny_pipeline(0, unet=tiny_unet(**UNET), vae=tiny_vae(scaling_factor=1.0)))]
     found, raw = (encode(one, pictures, tmp_path).latents[[0, 1]] for one in (experts, plain))
     assert torch.allclose(found, (raw - 0.3) * 0.7, atol=1e-6)
+
+
+def test_latents_are_measured_by_the_statistics_of_their_channels(pictures: Path, tmp_path: Path) -> None:
+    """As SDXL's pipelines encode with them, and Qwen-Image's decodes."""
+    plain, own = (
+        tiny_vae(scaling_factor=0.7),
+        tiny_vae(scaling_factor=0.7, latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]),
+    )
+    squares = [2 * torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(seed)) - 1 for seed in range(3)]
+    mean, deviation = torch.tensor([0.1, 0.2, 0.3, 0.4]).view(4, 1, 1), torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1)
+    assert torch.allclose(to_latents(squares, own), (to_latents(squares, plain) - 0.7 * mean) / deviation, atol=1e-5)
+    film = tiny_qwen_vae()
+    with torch.no_grad():
+        frames = film.decode((1.2 * to_latents(squares, film) + 0.1)[:, :, None]).sample[:, :, 0]
+        again = film.decode(film.encode(torch.stack(squares)[:, :, None]).latent_dist.mode()).sample[:, :, 0]
+    assert torch.allclose(frames, again, atol=1e-5)
+
+
+def test_encoding_takes_the_memory_of_a_few(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusemble.training.latents.VALUES_AT_ONCE", 3 * 3 * 16 * 16)
+    monkeypatch.setattr("diffusemble.training.corpus.CAPTIONS_AT_ONCE", 4)
+    pipeline, counts = tiny_pipeline(0, unet=tiny_unet(**UNET)), {"vae": [0], "text_encoder": [0]}
+    for part, module in (("vae", pipeline.vae.encoder), ("text_encoder", pipeline.text_encoder)):
+
+        def count(_: torch.nn.Module, args: Any, given: Any, part: str = part) -> None:
+            counts[part].append(len(args[0] if args else given["input_ids"]))
+
+        module.register_forward_pre_hook(count, with_kwargs=True)
+    encode([as_expert(pipeline)], pictures, tmp_path)
+    assert (max(counts["vae"]), sum(counts["vae"])) == (3, 10)
+    assert max(counts["text_encoder"]) == 4
 
 
 def test_sdxl_is_told_every_files_own_size_and_where_it_was_cut(tmp_path: Path) -> None:
@@ -177,6 +213,32 @@ def test_chroma_is_told_what_its_pipeline_tells(tmp_path: Path) -> None:
     assert torch.allclose(pipeline._pack_latents(said, 1, 4, 8, 8), drawn["said"], atol=1e-5)
 
 
+def test_qwen_is_told_what_its_pipeline_tells(tmp_path: Path) -> None:
+    """Also beside a longer prompt: what fills the shorter one up is masked."""
+    write_pictures(tmp_path / "pictures", sides=[(16, 16)])
+    pipeline = tiny_qwen_pipeline()
+    heard = listen(pipeline.transformer)
+    pipeline("", height=16, width=16, num_inference_steps=1, true_cfg_scale=1.0, output_type="latent")
+    drawn = dict(heard)
+    corpus = encode([as_expert(pipeline)], tmp_path / "pictures", tmp_path)
+    noisy = pipeline._unpack_latents(drawn["hidden_states"], 8, 8, 1)[:, :, 0]
+    for rows, dropped in (([0], [True]), ([0, 0], [False, True])):
+        inputs = corpus.inputs(torch.tensor(rows), torch.tensor(dropped))
+        said = corpus.feed.predict(
+            pipeline.transformer, noisy.repeat(len(rows), 1, 1, 1), drawn["timestep"] * 1000, inputs
+        )
+        assert heard["img_shapes"][-1] == drawn["img_shapes"][0]
+        for name in ("hidden_states", "encoder_hidden_states", "timestep"):
+            length = drawn[name].shape[1:2]
+            own = heard[name][-1:, : length[0]] if length else heard[name][-1:]
+            assert torch.allclose(own, drawn[name], atol=1e-5), name
+        assert torch.allclose(pipeline._pack_latents(said, len(rows), 4, 8, 8)[-1:], drawn["said"], atol=1e-5)
+    longer, shorter = inputs["encoder_hidden_states_mask"].sum(dim=1).tolist()
+    assert longer - shorter == len("picture 0")
+    assert inputs["encoder_hidden_states"].shape[1] == longer
+    assert corpus.feed.image_tokens(8, 8) == 16
+
+
 @pytest.mark.parametrize("t5", [True, False])
 def test_sd3_is_told_what_its_pipeline_tells(tmp_path: Path, t5: bool) -> None:
     write_pictures(tmp_path / "pictures", sides=[(16, 16)])
@@ -195,7 +257,7 @@ def test_sd3_is_told_what_its_pipeline_tells(tmp_path: Path, t5: bool) -> None:
     assert corpus.feed.image_tokens(8, 8) == 16
 
 
-@pytest.mark.parametrize("make", [tiny_flux_pipeline, tiny_sd3_pipeline, tiny_chroma_pipeline])
+@pytest.mark.parametrize("make", FLOWS)
 def test_every_flow_expert_reads_with_its_own_encoders(pictures: Path, tmp_path: Path, make: Any) -> None:
     pipelines = [make(seed) for seed in range(2)]
     both = [as_expert(pipeline, f"expert {seed}") for seed, pipeline in enumerate(pipelines)]
@@ -230,6 +292,7 @@ def test_text_that_experts_share_is_kept_once(pictures: Path, tmp_path: Path) ->
 
 
 def test_denoisers_that_nothing_is_known_of_are_refused(pictures: Path, tmp_path: Path) -> None:
-    message = r"Unknown denoiser class that training can feed 'QwenImageTransformer2DModel'. Choose one of: UNet2D"
+    message = r"Unknown denoiser class that training can feed 'PixArtTransformer2DModel'. Choose one of: UNet2D"
+    ensemble, config = OutputEnsembleDenoiser([as_expert(tiny_pixart_pipeline())]), small_config(pictures, tmp_path)
     with pytest.raises(ValueError, match=message):
-        encode([as_expert(tiny_qwen_pipeline())], pictures, tmp_path)
+        encode_corpus(config.data, config, ensemble, lambda *_: None)

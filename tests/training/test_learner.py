@@ -13,6 +13,7 @@ from diffusemble.experts.expert import Expert
 from diffusemble.training.corpus import encode_corpus
 from diffusemble.training.learner import Learner
 from diffusemble.training.objective import prediction_error
+from diffusemble.training.place import place
 from diffusemble.training.rate import rate_at
 from diffusemble.training.schedule import diffusion_of
 from diffusemble.training.train import build_ensemble
@@ -23,7 +24,8 @@ CPU = torch.device("cpu")
 
 def learner(experts: tuple[Expert, ...], data: Path, objective: Any = prediction_error, **changes: Any) -> Learner:
     config = small_config(data, data.parent / "unused", **changes)
-    ensemble = build_ensemble(config, experts, CPU)
+    ensemble = build_ensemble(config, experts)
+    place(ensemble, config, CPU)
     corpus = encode_corpus(config.data, config, ensemble, lambda *_: None)
     diffusion = diffusion_of(experts, CPU)
     return Learner(config, ensemble, Accelerator(), corpus, diffusion, lambda _: objective)
@@ -132,6 +134,11 @@ def test_averaged_weights_are_shown_and_the_others_learn(experts: tuple[Expert, 
 def test_timesteps_beyond_the_schedule_are_refused(experts: tuple[Expert, ...], pictures: Path) -> None:
     with pytest.raises(ValueError, match="has the timesteps 0 to 999, so timesteps cannot end at 1000"):
         learner(experts, pictures, timesteps=[500, 1000])
+
+
+def test_levels_outside_the_timesteps_are_refused(experts: tuple[Expert, ...], pictures: Path) -> None:
+    with pytest.raises(ValueError, match=r"levels draws none of the timesteps 900 to 999: .* Widen levels.spread"):
+        learner(experts, pictures, levels={"density": "logit-normal", "spread": 0.1}, timesteps=[900, 999])
 
 
 def test_timesteps_are_drawn_as_often_as_the_levels_say(experts: tuple[Expert, ...], pictures: Path) -> None:

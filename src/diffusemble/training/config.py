@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from diffusemble.config.ensemble import AggregatorConfig
+from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.schema import Prompts, Scheduler, Schema, Seed, Text, Texts
 from diffusemble.training.loss_config import LevelsConfig, ObjectiveConfig
 
@@ -106,6 +107,8 @@ class RunConfig(Schema):
         patience: stop after this many held-out measurements in a row without a new lowest; never by default.
         precision: ``bf16`` and ``fp16`` hold the frozen experts in that type and compute in mixed precision.
         gradient_checkpointing: recompute activations of experts and aggregator in the backward pass, to save memory.
+        memory: where the experts' blocks rest, as for drawing: ``resident`` experts stay on the device, those of the
+            others come when they are needed, in the backward pass again; includes ``gradient_checkpointing``.
         log_every: steps between two lines of the log.
         save_every: steps between two checkpoints.
         tensorboard: also write event files to ``<output>/tensorboard``.
@@ -136,6 +139,7 @@ class RunConfig(Schema):
     patience: int | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
+    memory: MemoryConfig | None = None
     seed: Seed = 0
     log_every: int = Field(default=10, gt=0)
     save_every: int = Field(default=500, gt=0)
@@ -190,10 +194,14 @@ class TrainConfig(RunConfig):
     objective: ObjectiveConfig = ObjectiveConfig()
 
     @model_validator(mode="after")
-    def _own_lengths(self) -> TrainConfig:
+    def _whole_experts(self) -> TrainConfig:
         if self.level == "output" and self.text_tokens is not None:
             raise ValueError(
                 "at level output every expert reads prompts of the length its own pipeline has; leave text_tokens out"
+            )
+        if self.level == "output" and self.memory is not None:
+            raise ValueError(
+                "at level output every expert runs whole, and keeps nothing for the backward pass; leave memory out"
             )
         return self
 
@@ -217,3 +225,12 @@ class DistillConfig(RunConfig):
     huber: float = Field(default=1e-3, gt=0)
     ema: float = Field(default=0.95, ge=0, lt=1)
     drop_prompt: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _learning_blocks_stay(self) -> DistillConfig:
+        if self.lora and self.memory is not None:
+            raise ValueError(
+                "with lora every block of the experts learns, so none may leave the device; leave memory out (set "
+                "gradient_checkpointing instead), or set lora to 0"
+            )
+        return self

@@ -21,6 +21,7 @@ from diffusemble.training.config import DataConfig, RunConfig
 from diffusemble.training.data import open_sources
 from diffusemble.training.feeds.base import Choices, Feed, Framing, feed_of
 from diffusemble.training.images import Square, read_square
+from diffusemble.training.latents import to_latents, units_of
 from diffusemble.training.lend import lent
 from diffusemble.training.readers import Readers
 from diffusemble.training.source import Picture, Source
@@ -28,7 +29,7 @@ from diffusemble.training.source import Picture, Source
 log = logging.getLogger(__name__)
 
 SHARD = 256  # samples per shard: what a kill during encoding can cost
-VALUES_AT_ONCE = 8 * 3 * 512 * 512  # through the VAE together
+CAPTIONS_AT_ONCE = 16  # through the text encoders: a T5's attention takes 67 MB for 512 tokens
 
 Report = Callable[[str, int, int | None], None]
 """Called with what is being encoded, how many are done, and the total where it is known."""
@@ -72,10 +73,23 @@ class Corpus:
         return self.feed.inputs(self.readers.each({name: table[rows] for name, table in self.text.items()}), framing)
 
 
-def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: Ensemble, report: Report) -> Corpus:
+def encode_corpus(
+    data: Sequence[DataConfig],
+    config: RunConfig,
+    ensemble: Ensemble,
+    report: Report,
+    device: torch.device | None = None,
+) -> Corpus:
     """Encode what is not in the cache yet, and open it.
 
     Pictures that cannot be read are skipped with a warning that names them.
+
+    Args:
+        data: captioned pictures.
+        config: the run.
+        ensemble: whose VAE and text encoders encode; its denoisers are not used.
+        report: told what is done.
+        device: where to encode; where the ensemble is by default.
 
     Raises:
         ValueError: no picture can be read, the experts have no VAE and text encoders, or they do not take what the
@@ -85,7 +99,7 @@ def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: Ensem
     feed = feed_of(pipeline, Choices(config.embedded_guidance, config.text_tokens))
     whole = isinstance(ensemble, OutputEnsembleDenoiser)  # there, text is packed as one
     readers = Readers((0,)) if whole else Readers.of(ensemble.experts)
-    with lent(pipeline, ensemble.device, exact=True):
+    with lent(pipeline, device or ensemble.device, exact=True):
         pictures = _pictures(open_sources(data), config, pipeline.vae, report)
         captions = [caption for notes in pictures.notes for caption in notes["captions"]]
         text = _texts(captions, config, Reading(pipeline, feed, readers), report)
@@ -95,7 +109,7 @@ def encode_corpus(data: Sequence[DataConfig], config: RunConfig, ensemble: Ensem
 
 def _pictures(source: Source, config: RunConfig, vae: Any, report: Report) -> Shelf:
     place = f"{config.size} {config.crop} {config.seed if config.crop == 'random' else ''}"
-    settings = f"framed {place} {vae.config.scaling_factor} {vae.config.shift_factor}"
+    settings = f"framed {place} {units_of(vae)}"
     cache = Cache(config.cache_folder, "latents", source.stamp, settings, fingerprint([vae]))
     if not cache.complete:
         number = -1
@@ -132,23 +146,12 @@ def _encode_pictures(chunk: Sequence[Picture], first: int, config: RunConfig, va
     frames = [(*square.original, *square.corner, picture.score) for picture, square in kept]
     pixels = [square.pixels for _, square in kept]
     return Encoded(
-        {"latents": _to_latents(pixels, vae) if kept else torch.zeros(0), "frames": torch.tensor(frames)},
+        {"latents": to_latents(pixels, vae) if kept else torch.zeros(0), "frames": torch.tensor(frames)},
         {
             "captions": [picture.caption for picture, _ in kept],
             "skipped": [p.name for p, square in zip(chunk, squares, strict=True) if square is None],
         },
     )
-
-
-@torch.no_grad()
-def _to_latents(squares: Sequence[Tensor], vae: Any) -> Tensor:
-    """Scaled latents ``[n c h w]``: the mean of the VAE's posterior, minus its shift, times its scaling factor."""
-    at_once = max(1, VALUES_AT_ONCE // squares[0][0].numel())
-    parts = []
-    for batch in torch.stack(list(squares)).split(at_once):
-        mean = vae.encode(batch.to(vae.device, vae.dtype)).latent_dist.mode()
-        parts.append((mean.float() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor)
-    return torch.cat(parts).cpu().contiguous()
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,10 @@ class Reading:
 
     def __call__(self, prompts: Sequence[str], empty: bool = False) -> Encoded:
         """A shard of prompts."""
-        return Encoded(self.readers.once(self.feed.encode(self.pipeline, prompts, empty)), {})
+        starts = range(0, len(prompts), CAPTIONS_AT_ONCE)
+        parts = [self.feed.encode(self.pipeline, prompts[at : at + CAPTIONS_AT_ONCE], empty) for at in starts]
+        text = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return Encoded(self.readers.once(text), {})
 
 
 def _texts(captions: Sequence[str], config: RunConfig, read: Reading, report: Report) -> Shelf:

@@ -26,7 +26,7 @@ from diffusemble.training.config import DistillConfig
 from diffusemble.training.consistency import consistent, guided, huber_distance, jump_on_grid, solver_step
 from diffusemble.training.learner import Learner
 from diffusemble.training.objective import Batch, Denoise, Diffusion, Objective, add_noise
-from diffusemble.training.run import Callback, Lesson, launch, place, run
+from diffusemble.training.run import Callback, Lesson, launch, run
 
 
 def distill(config: DistillConfig, ensemble: EnsembleDenoiser | None = None, progress: Callback | None = None) -> Path:
@@ -53,7 +53,7 @@ def distill(config: DistillConfig, ensemble: EnsembleDenoiser | None = None, pro
             torch.manual_seed(seed_of(config.seed, "adapters"))
             add_adapters(student.denoisers, config.lora)
     lesson = Lesson(
-        build=lambda device: place(student, config, device),
+        build=lambda: student,
         teach=lambda learner: consistency_objective(learner, config),
         identity={"teacher": teacher},
     )

@@ -51,9 +51,9 @@ class HeldOut:
 
 @torch.no_grad()
 def held_out_errors(
-    held_out: HeldOut, denoise: Denoise, objective: Objective, diffusion: Diffusion, size: int = 32
+    held_out: HeldOut, denoise: Denoise, objective: Objective, diffusion: Diffusion, size: int
 ) -> Float[Tensor, "n k"]:
-    """Loss of every held-out picture in every bucket of timesteps."""
+    """Loss of every held-out picture in every bucket of timesteps, ``size`` of them at once."""
     errors = torch.zeros(held_out.timesteps.numel())
     for numbers in held_out.batches(size):
         batch = held_out.batch(numbers, diffusion.device)

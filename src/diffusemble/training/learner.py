@@ -46,7 +46,7 @@ class Learner:
 
     Raises:
         ValueError: the aggregator has nothing to learn, the batch does not divide by the processes, or there are no
-            such timesteps.
+            such timesteps, or none that the levels ever draw.
     """
 
     def __init__(
@@ -73,11 +73,13 @@ class Learner:
                 f"another, such as 'sabw'."
             )
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.rate, weight_decay=config.weight_decay)
-        times, odds = _timesteps(config, len(diffusion)), probabilities(config.levels, diffusion)
+        times = _timesteps(config, len(diffusion))
+        odds = _odds(config, diffusion, times)
         self.chance = Chance(config.seed, config.batch, len(corpus), times, config.drop_prompt, odds)
         self.average = WeightAverage(self.weights, config.ema) if config.ema else None
         self.objective = teach(self)
-        self.model: nn.Module = accelerator.prepare_model(ensemble.train())
+        # Everything is where it belongs already, which in a memory plan is not one place.
+        self.model: nn.Module = accelerator.prepare_model(ensemble.train(), device_placement=False)
         self.prepared: Any = accelerator.prepare_optimizer(self.optimizer)
 
     def advance(self, step: int) -> Taken:
@@ -175,3 +177,13 @@ def _timesteps(config: RunConfig, count: int) -> range:
             f"within them."
         )
     return range(first, last + 1)
+
+
+def _odds(config: RunConfig, diffusion: Diffusion, times: range) -> Tensor | None:
+    odds = probabilities(config.levels, diffusion)
+    if odds is not None and not odds[times.start : times.stop].sum() > 0:
+        raise ValueError(
+            f"levels draws none of the timesteps {times.start} to {times.stop - 1}: all it draws lies outside them. "
+            f"Widen levels.spread, move levels.mean, or train on other timesteps."
+        )
+    return odds

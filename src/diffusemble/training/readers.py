@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffusemble.experts.expert import Expert
 
-COMMON = ("attention_mask",)
+COMMON = ("attention_mask", "encoder_hidden_states_mask")
 """What is not packed: one for all experts, because they tokenize alike."""
 
 

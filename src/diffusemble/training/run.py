@@ -16,15 +16,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 
-from diffusemble.aggregators.base import Aggregator
 from diffusemble.ensembles.base import Ensemble
-from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
-from diffusemble.memory.recompute import recompute_blocks
 from diffusemble.settings import load_config
-from diffusemble.training.config import RunConfig
+from diffusemble.training.config import DataConfig, RunConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
 from diffusemble.training.learner import Learner
 from diffusemble.training.objective import Objective
+from diffusemble.training.place import place
 from diffusemble.training.schedule import diffusion_of
 from diffusemble.training.watch import Watch, identity_of
 
@@ -48,7 +46,6 @@ class Progress:
     loss: float | None = None
 
 
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 C = TypeVar("C", bound=RunConfig)
 Callback = Callable[[Progress], None]
 
@@ -58,13 +55,13 @@ class Lesson:
     """In what one kind of training differs from another.
 
     Attributes:
-        build: the ensemble on a device, with gradients wanted by exactly the weights that learn.
+        build: the ensemble, with gradients wanted by exactly the weights that learn.
         teach: the objective, for a learner that has its weights and data.
         measured: the held-out loss; the objective itself by default.
         identity: what else makes this run this run (``watch.identity_of``).
     """
 
-    build: Callable[[torch.device], Ensemble]
+    build: Callable[[], Ensemble]
     teach: Callable[[Learner], Objective]
     measured: Objective | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -80,53 +77,40 @@ def run(config: RunConfig, lesson: Lesson, progress: Callback | None = None) -> 
     """
     tell = progress or (lambda _: None)
     with torch.random.fork_rng(devices=[]), _accelerator(config) as accelerator:
-        ensemble = lesson.build(accelerator.device)
+        ensemble = lesson.build()
         with accelerator.main_process_first():
-            corpus, held_out = _encode(config, ensemble, tell)
-        tokens = corpus.feed.image_tokens(*corpus.shape[1:])
-        diffusion = diffusion_of(ensemble.experts, accelerator.device, tokens)
-        learner = Learner(config, ensemble, accelerator, corpus, diffusion, lesson.teach)
-        identity = {**identity_of(config, ensemble.experts, corpus), **lesson.identity}
-        watch = Watch(learner, held_out, identity, lesson.measured or learner.objective)
-        started, first = time.monotonic(), watch.step
-        if watch.step == 0:
-            watch.before()
-        for step in range(first, config.steps):
-            if watch.over:
-                break
-            taken = learner.advance(step)
-            watch.after(step + 1, taken)
-            seconds = (time.monotonic() - started) / (step + 1 - first)
-            tell(Progress("steps", step + 1, config.steps, seconds * (config.steps - step - 1), taken.loss))
-        watch.close()
+            # Before the experts come to the device: a small one has no room for both.
+            corpus, held_out = _encode(config, ensemble, accelerator.device, tell)
+        with place(ensemble, config, accelerator.device):
+            tokens = corpus.feed.image_tokens(*corpus.shape[1:])
+            diffusion = diffusion_of(ensemble.experts, accelerator.device, tokens)
+            learner = Learner(config, ensemble, accelerator, corpus, diffusion, lesson.teach)
+            identity = {**identity_of(config, ensemble.experts, corpus), **lesson.identity}
+            _take_steps(learner, Watch(learner, held_out, identity, lesson.measured or learner.objective), tell)
     return config.output
 
 
-def place(ensemble: Ensemble, config: RunConfig, device: torch.device) -> Ensemble:
-    """The ensemble on ``device``: frozen weights in the type of the precision, and what learns in float32."""
-    # Convolutions are a third faster forwards with their channels last, also on CPUs.
-    ensemble.to(device).to(memory_format=torch.channels_last)
-    ensemble.denoisers.to(dtype=TYPES[config.precision])
-    for weight in ensemble.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-    if config.gradient_checkpointing:
-        frozen = not any(weight.requires_grad for weight in ensemble.denoisers.parameters())
-        if frozen and not isinstance(ensemble, OutputEnsembleDenoiser):
-            recompute_blocks(ensemble)
-        else:
-            ensemble.enable_gradient_checkpointing()
-        if isinstance(ensemble.aggregator, Aggregator):
-            ensemble.aggregator.gradient_checkpointing = True
-    return ensemble
+def _take_steps(learner: Learner, watch: Watch, tell: Callback) -> None:
+    started, first, steps = time.monotonic(), watch.step, learner.config.steps
+    if first == 0:
+        watch.before()
+    for step in range(first, steps):
+        if watch.over:
+            break
+        taken = learner.advance(step)
+        watch.after(step + 1, taken)
+        seconds = (time.monotonic() - started) / (step + 1 - first)
+        tell(Progress("steps", step + 1, steps, seconds * (steps - step - 1), taken.loss))
+    watch.close()
 
 
-def _encode(config: RunConfig, ensemble: Ensemble, tell: Callback) -> tuple[Corpus, Corpus | None]:
-    def report(stage: str, done: int, total: int | None) -> None:
-        tell(Progress(stage, done, total))
+def _encode(
+    config: RunConfig, ensemble: Ensemble, device: torch.device, tell: Callback
+) -> tuple[Corpus, Corpus | None]:
+    def encode(data: Sequence[DataConfig]) -> Corpus:
+        return encode_corpus(data, config, ensemble, lambda *told: tell(Progress(*told)), device)
 
-    corpus = encode_corpus(config.data, config, ensemble, report)
-    return corpus, None if config.held_out is None else encode_corpus([config.held_out], config, ensemble, report)
+    return encode(config.data), None if config.held_out is None else encode([config.held_out])
 
 
 @contextmanager
@@ -137,7 +121,13 @@ def _accelerator(config: RunConfig) -> Iterator[Accelerator]:
     try:
         if config.precision == "fp16" and PartialState().device.type == "cpu":
             raise ValueError("precision 'fp16' needs an accelerator; this is a CPU. Choose 'bf16' or 'fp32'.")
-        yield Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
+        accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
+        if config.memory is not None and accelerator.num_processes > 1:
+            raise ValueError(
+                f"memory brings the experts to one device, block by block, and there are {accelerator.num_processes} "
+                f"processes. Start one (diffusemble train), or leave memory out and set gradient_checkpointing."
+            )
+        yield accelerator
     finally:
         AcceleratorState._reset_state()
         GradientState._reset_state()

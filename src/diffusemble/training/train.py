@@ -17,8 +17,9 @@ from diffusemble.training.chance import seed_of
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.learner import Learner
 from diffusemble.training.objective import Objective, prediction_error
+from diffusemble.training.place import TYPES
 from diffusemble.training.routing import objective_of
-from diffusemble.training.run import TYPES, Callback, Lesson, Progress, launch, place, run
+from diffusemble.training.run import Callback, Lesson, Progress, launch, run
 from diffusemble.training.weighting import check_error
 
 __all__ = ["Progress", "build_ensemble", "train"]
@@ -47,7 +48,7 @@ def train(
         StorageError: the disk is full; the last checkpoint is untouched.
     """
     lesson = Lesson(
-        build=lambda device: build_ensemble(config, experts, device),
+        build=lambda: build_ensemble(config, experts),
         teach=lambda learner: objective or _objective(config, learner),
         measured=objective or prediction_error,  # without weights and terms, so that runs compare
     )
@@ -59,16 +60,15 @@ def _objective(config: TrainConfig, learner: Learner) -> Objective:
     return objective_of(config.objective, learner.ensemble)
 
 
-def build_ensemble(config: TrainConfig, experts: Sequence[Expert] | None, device: torch.device) -> Ensemble:
-    """Frozen experts on ``device``, in the type of the precision, and a new float32 aggregator drawn from the seed."""
+def build_ensemble(config: TrainConfig, experts: Sequence[Expert] | None = None) -> Ensemble:
+    """Frozen experts, and a new aggregator drawn from the seed."""
     if experts is None:
         from diffusemble.experts.load import load_experts
 
         experts = load_experts(config.experts, base=config.base, dtype=TYPES[config.precision])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "weights"))
-        ensemble = assemble(experts, config.level, config.aggregator.name, config.aggregator.options)
-    return place(ensemble, config, device)
+        return assemble(experts, config.level, config.aggregator.name, config.aggregator.options)
 
 
 if __name__ == "__main__":

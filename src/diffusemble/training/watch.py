@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from accelerate.utils import broadcast
@@ -25,14 +26,16 @@ from diffusemble.training.sheets import draw_sheet
 log = logging.getLogger(__name__)
 
 # What may change between two parts of one run, because it does not change what is learned.
-_FREE = {"experts", "ensemble", "output", "cache", "samples", "log_every", "save_every", "tensorboard", "accumulate"}
+_FREE = {"experts", "ensemble", "output", "cache", "samples", "log_every", "save_every", "tensorboard"}
+_FREE |= {"accumulate", "gradient_checkpointing", "memory"}
 
 
 def identity_of(config: RunConfig, experts: Sequence[Expert], corpus: Corpus) -> dict[str, Any]:
     """What makes this run this run: going on with anything else would silently train something else."""
-    settings = config.model_dump(mode="json", exclude=_FREE | {"gradient_checkpointing"})
+    rounded = {} if config.memory is None or config.memory.storage == "same" else {"storage": config.memory.storage}
     return {
-        **settings,
+        **config.model_dump(mode="json", exclude=_FREE),
+        **rounded,
         "set of experts": [{"name": expert.name, "files": dict(expert.files)} for expert in experts],
         "number of pictures": len(corpus),
     }
@@ -126,7 +129,8 @@ class Watch:
         learner = self.learner
         with learner.shown() as ensemble:
             denoise = learner.denoise_with(ensemble)
-            errors = held_out_errors(self.held_out, denoise, self.measured, learner.diffusion)
+            at_once = self.config.batch // learner.parts  # what fits with gradients fits without
+            errors = held_out_errors(self.held_out, denoise, self.measured, learner.diffusion, at_once)
             loss = float(broadcast(errors.mean().to(learner.accelerator.device)))  # all processes stop together
             if self.main and loss < self.best:
                 export(ensemble, self.folder / "best")
@@ -142,7 +146,8 @@ class Watch:
         file = self.folder / "sheets" / f"step-{step:06d}.png"
         with self.learner.shown() as ensemble, self.learner.accelerator.autocast():
             pipeline = ensemble.pipeline()
-            with lent(pipeline, ensemble.device):
+            # In a memory plan VAE and text encoders come by themselves.
+            with lent(pipeline, ensemble.device) if self.config.memory is None else nullcontext():
                 draw_sheet(pipeline, self.config.samples, self.config.size, file)
 
     def _save(self, step: int) -> None:

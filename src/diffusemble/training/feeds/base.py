@@ -122,7 +122,7 @@ def fed_denoiser(pipeline: Any) -> Any:
 def encode_halves(pipeline: Any, names: Sequence[str], empty: bool, **arguments: Any) -> dict[str, Tensor]:
     """Text of pipelines that encode prompt and negative prompt together: by ``names``, each a pair of the two."""
     encoded = pipeline.encode_prompt(
-        device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=empty, **arguments
+        device=pipeline.vae.device, num_images_per_prompt=1, do_classifier_free_guidance=empty, **arguments
     )
     pairs = zip(names, encoded[empty::2], strict=True)
     return {name: tensor.cpu().contiguous() for name, tensor in pairs}

@@ -19,7 +19,7 @@ class ChromaFeed(FluxFeed):
     def encode(self, pipeline: Any, prompts: Sequence[str], empty: bool = False) -> dict[str, Tensor]:
         """``encoder_hidden_states``, and ``attention_mask [b s]`` of the text alone."""
         halves = pipeline.encode_prompt(
-            prompt=list(prompts), device=pipeline.device, do_classifier_free_guidance=empty, **self._length
+            prompt=list(prompts), device=pipeline.vae.device, do_classifier_free_guidance=empty, **self._length
         )
         tokens, _, mask = halves[3:] if empty else halves[:3]
         sort = getattr(denoiser_of(pipeline), "by_expert", dict)  # pipelines pack the experts side by side

@@ -37,7 +37,7 @@ class FluxFeed:
     @torch.no_grad()
     def encode(self, pipeline: Any, prompts: Sequence[str], empty: bool = False) -> dict[str, Tensor]:
         """``encoder_hidden_states`` and ``pooled_projections``."""
-        tokens, pooled, _ = pipeline.encode_prompt(prompt=list(prompts), device=pipeline.device, **self._length)
+        tokens, pooled, _ = pipeline.encode_prompt(prompt=list(prompts), device=pipeline.vae.device, **self._length)
         return {"encoder_hidden_states": tokens.cpu().contiguous(), "pooled_projections": pooled.cpu().contiguous()}
 
     def inputs(self, text: Text, framing: Framing) -> dict[str, Any]:
