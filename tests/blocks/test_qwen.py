@@ -10,8 +10,9 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from peft import LoraConfig
 
-from diffusemble import EnsembleDenoiser
+from diffusemble import EnsembleDenoiser, build_aggregator, pack_text
 from diffusemble.blocks.qwen import QwenBlocks
+from tiny import randomised
 from tiny_qwen import WIDTH, tiny_qwen
 from transformer_cases import ours_for
 from unet_inputs import BATCH, TOKENS, randn
@@ -78,6 +79,20 @@ def test_gradients_equal_those_of_forward_when_blocks_are_run_again() -> None:
         found.append(given["hidden_states"].grad)
     assert torch.equal(*found)
     assert found[0].abs().max() > 0
+
+
+def test_what_fills_a_prompt_up_changes_nothing() -> None:
+    """The aggregator does not read it either."""
+    denoisers = [tiny_qwen(seed) for seed in range(2)]
+    ensemble = EnsembleDenoiser(denoisers, randomised(build_aggregator("sabw", denoisers, preset="tiny"))).eval()
+    texts = [randn(BATCH, TOKENS, WIDTH, seed=seed) for seed in (1, 2)]
+    fill = randn(BATCH, 3, WIDTH, seed=3)
+    real = torch.cat([torch.ones(BATCH, TOKENS), torch.zeros(BATCH, 3)], dim=1).long()
+    with torch.no_grad():
+        plain = ensemble(**arguments(encoder_hidden_states=pack_text(texts))).sample
+        filled = pack_text([torch.cat([text, fill], dim=1) for text in texts])
+        found = ensemble(**arguments(encoder_hidden_states=filled, encoder_hidden_states_mask=real)).sample
+    assert torch.allclose(found, plain, atol=1e-5)
 
 
 def test_a_packed_mask_is_cut_and_a_shared_one_is_not() -> None:

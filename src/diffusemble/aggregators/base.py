@@ -44,12 +44,14 @@ class Context:
         time: time embedding ``[b e]``, the mean over the experts.
         sample: noisy latents ``[b c h w]`` that all experts denoise.
         timestep: their timesteps ``[b]``, in the sampler's unit.
+        mask: which text tokens belong to the prompt, ``[b s]``, where others only fill it up; None: all.
     """
 
     text: Tensor
     time: Tensor
     sample: Tensor
     timestep: Tensor
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -105,15 +105,19 @@ class Trunk(nn.Module):
         dtype = self.conv_in.weight.dtype
         time = context.time.to(dtype) if self.options.time else None
         hidden = self.res_block(self.conv_in(features.to(dtype)), time)
-        return self.conv_out(self._attend(hidden, context.text.to(dtype) if self.options.text else None))
+        return self.conv_out(self._attend(hidden, context))
 
-    def _attend(self, hidden: Tensor, text: Tensor | None) -> Tensor:
+    def _attend(self, hidden: Tensor, context: Context) -> Tensor:
         """The transformer; where tokens are pooled, what it adds is spread over each token's positions."""
+        text = {}
+        if self.options.text:
+            words = context.text.to(hidden.dtype)
+            text = {"encoder_hidden_states": words, "encoder_attention_mask": context.mask}
         pool = self.options.pool
         if pool == 1 or min(hidden.shape[2:]) < self.options.pool_from:
-            return self.transformer(hidden, encoder_hidden_states=text, return_dict=False)[0]
+            return self.transformer(hidden, **text, return_dict=False)[0]
         tokens = functional.avg_pool2d(hidden, pool, ceil_mode=True)
-        added = self.transformer(tokens, encoder_hidden_states=text, return_dict=False)[0] - tokens
+        added = self.transformer(tokens, **text, return_dict=False)[0] - tokens
         spread = functional.interpolate(added, scale_factor=pool)
         return hidden + spread[..., : hidden.shape[2], : hidden.shape[3]]
 

@@ -54,6 +54,7 @@ class Flow:
         text: text embedding ``[b s d]`` of this denoiser as its first block reads it, without image-prompt tokens.
         extra: whatever else the architecture's blocks need.
         tokens: text tokens ``[b s d]`` that enter the next block, where blocks change them, else None.
+        mask: which text tokens belong to the prompt, ``[b s]``, where others only fill it up; None: all.
     """
 
     hidden: Tensor
@@ -62,6 +63,7 @@ class Flow:
     text: Tensor
     extra: Any
     tokens: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Blocks(Protocol):

@@ -98,7 +98,7 @@ class QwenBlocks(StreamBlocks):
         time = model.time_text_embed(timestep.to(image.dtype), image)
         mask = given.get(_MASK)
         extra = Constants((None if mask is None else mask.bool(), kwargs), self._residuals(given, image.shape[1]))
-        return Flow(on_grid(image, grid_of(sample)), (), time, text, extra, text)
+        return Flow(on_grid(image, grid_of(sample)), (), time, text, extra, text, mask)
 
     def _call(self, name: str, image: Tensor, flow: Flow) -> tuple[Tensor | None, Tensor]:
         (block,), (mask, kwargs) = self.modules(name), flow.extra.arguments

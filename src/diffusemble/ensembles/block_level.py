@@ -78,6 +78,7 @@ class EnsembleDenoiser(Ensemble):
             time=_mean([flow.time for flow in flows]),
             sample=call.sample,
             timestep=timestep.expand(len(call.sample)),
+            mask=_any([flow.mask for flow in flows if flow.mask is not None]),
         )
         if isinstance(self.aggregator, Router):
             return take_turns(self.blocks, flows, context, self.aggregator)
@@ -169,3 +170,8 @@ def build_aggregator(name: str, denoisers: Sequence[nn.Module], **options: Any) 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(tensors)).mean(dim=0)
+
+
+def _any(masks: Sequence[Tensor]) -> Tensor | None:
+    """Tokens that belong to some expert's prompt; None where nobody fills up."""
+    return torch.stack(list(masks)).amax(dim=0) if masks else None
