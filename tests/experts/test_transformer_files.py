@@ -194,7 +194,7 @@ def scaled(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:
 def test_scaled_fp8_weights_are_what_they_stand_for(end: str, flux_base: Path, tmp_path: Path) -> None:
     transformer = tiny_flux(1)
     tensors = scaled(original(transformer, flux, "model.diffusion_model."), end)
-    marker = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    marker = {"model.diffusion_model.scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
     (expert,) = load_experts(write({**tensors, **marker}, tmp_path / "scaled.safetensors"), base=flux_base)
     mine: nn.Module = expert.denoiser
     for key, tensor in transformer.state_dict().items():
@@ -202,6 +202,13 @@ def test_scaled_fp8_weights_are_what_they_stand_for(end: str, flux_base: Path, t
         torch.testing.assert_close(
             mine.state_dict()[key], tensor, rtol=1 / 16, atol=float(tensor.abs().max()) / 448 / 512
         )
+
+
+def test_scales_of_blocks_are_refused(flux_base: Path, tmp_path: Path) -> None:
+    tensors = {key: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for key, t in original(tiny_flux(1), flux).items()}
+    file = write({**tensors, "img_in.scale_weight": torch.ones(2, 3)}, tmp_path / "scaled.safetensors")
+    with pytest.raises(ValueError, match=r"the scales 'img_in.scale_weight' have the shape \(2, 3\), but only one for"):
+        load_experts(file, base=flux_base)
 
 
 @pytest.mark.parametrize(

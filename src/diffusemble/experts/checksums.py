@@ -58,9 +58,14 @@ def read_json(file: Path) -> dict[str, Any]:
 def variant_of(folder: Path) -> str | None:
     """``"fp16"`` where a folder's denoiser is there only in half precision, else None."""
     for part in DENOISERS:
-        if (folder / part).is_dir() and not _chosen(folder / part, None) and _chosen(folder / part, "fp16"):
-            return "fp16"
+        if (folder / part).is_dir():
+            return part_variant(folder / part)
     return None
+
+
+def part_variant(part: Path) -> str | None:
+    """``"fp16"`` where a part's weights are there only in half precision, else None."""
+    return "fp16" if not _chosen(part, None) and _chosen(part, "fp16") else None
 
 
 def weight_files(folder: Path, index: dict[str, Any], *, skip: tuple[str, ...] = ()) -> dict[str, list[Path]]:

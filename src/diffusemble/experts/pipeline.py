@@ -50,7 +50,7 @@ def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, c
                 f"{place}, are: {', '.join(key for key in parameters if key != place)}."
             )
     parts = {**first.components, **_text_encoders(experts), **components}
-    layout = WideText() if _is_wide(first) else _partwise(parts) if "text_encoder_3" in parameters else None
+    layout = _layout(first, parts, "text_encoder_3" in parameters)
     parts[place] = denoiser.reading(layout) if layout else denoiser
     if parts.get("controlnet") is not None and len(experts) > 1:
         parts["controlnet"] = reading_first(parts["controlnet"], len(experts), layout)
@@ -88,7 +88,12 @@ def _is_wide(expert: Expert) -> bool:
     return type(expert.denoiser).__name__ in _WIDE
 
 
-def _partwise(parts: Mapping[str, Any]) -> PartwiseText:
-    """How SD3's pipelines pack: the tokens of all experts' CLIP encoders, then those of their T5 encoders."""
+def _layout(first: Expert, parts: Mapping[str, Any], partwise: bool) -> PartwiseText | WideText | None:
+    """How the pipeline packs: SD3's takes the tokens of all experts' CLIP encoders, then those of their T5 encoders."""
+    if _is_wide(first):
+        denoiser: Any = first.denoiser
+        return WideText(denoiser.config.joint_attention_dim)
+    if not partwise:
+        return None
     pooled = tuple(parts[name].config.projection_dim for name in ("text_encoder", "text_encoder_2"))
     return PartwiseText(parts["tokenizer"].model_max_length, pooled, parts.get("text_encoder_3") is not None)

@@ -69,7 +69,7 @@ def _part(part: str, base: Base, checkpoint: Checkpoint, dtype: torch.dtype) -> 
             _refuse_left_over(plan, checkpoint, cls)
         fill(model, plan, checkpoint, dtype, known_tensors(model, plan.prefix))
     except (KeyError, ValueError, RuntimeError, TypeError, OSError) as error:
-        reason = f"it lacks the tensor {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"it lacks the tensor {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise ValueError(
             f"{file}: its {part} cannot be read as {cls.__name__} with the configuration of {base.source}: {reason}. "
             f"{remedy(checkpoint.header, checkpoint_contents(checkpoint.header))}"

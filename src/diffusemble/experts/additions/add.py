@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from diffusemble.experts.additions.embeddings import Word, add_words, read_word
+from diffusemble.experts.additions.embeddings import Word, add_words, read_words
 from diffusemble.experts.additions.lora import add_lora
 from diffusemble.experts.additions.vae import other_vae
 from diffusemble.experts.checksums import sha256
+from diffusemble.experts.formats.adapters import BUNDLED
 from diffusemble.experts.formats.contents import ADAPTERS, EMBEDDING, VAE, contents_of
-from diffusemble.experts.formats.header import read_header
+from diffusemble.experts.formats.header import Header, read_header
 from diffusemble.experts.sources import Addition, Source
 
 
@@ -23,11 +24,8 @@ def words_of(source: Source) -> tuple[Word, ...]:
     Raises:
         ValueError: a file is damaged, or has a weight, which only a LoRA can have.
     """
-    found = []
-    for one in source.added:
-        if one.role is None and _kind(one) == EMBEDDING:
-            found.append(read_word(read_header(Path(one.where).expanduser())))
-    return tuple(found)
+    headers = [read_header(Path(one.where).expanduser()) for one in source.added if one.role is None]
+    return tuple(word for header in headers if has_words(header) for word in read_words(header))
 
 
 def check_added(source: Source) -> None:
@@ -69,7 +67,8 @@ def add_all(
     Raises:
         ValueError: something does not fit the model.
     """
-    own, known = dict(parts), []
+    own = dict(parts)
+    known: list[Word] = []
     files: dict[str, str] = {}
     for one in added:
         kind = VAE if one.role == "vae" else _kind(one)
@@ -78,12 +77,17 @@ def add_all(
         else:
             header = read_header(Path(one.where).expanduser())
             checksum = sha256(header.file)
-            if kind == EMBEDDING:
-                known.append(read_word(header))
-            else:
+            if has_words(header):
+                known.extend(read_words(header))
+            if kind != EMBEDDING:
                 own = add_lora(own, header, one.weight)
         files[_free(f"+{one.name}", files)] = checksum
     return (add_words(own, words, known) if words else own), files
+
+
+def has_words(header: Header) -> bool:
+    """Whether a file is a textual inversion, or a LoRA with some inside."""
+    return header.has(BUNDLED) or contents_of(header).kind == EMBEDDING
 
 
 def _kind(one: Addition) -> str:

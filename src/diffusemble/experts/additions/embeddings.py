@@ -8,18 +8,21 @@ it is added to every expert's tokenizers, in one order. An expert that was not g
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from diffusemble.experts.folder import quiet
+from diffusemble.experts.formats.adapters import BUNDLED, is_adapter
 from diffusemble.experts.formats.header import Header
 
+_BUNDLED_KEY = re.compile(re.escape(BUNDLED) + r"(.+)\.(clip_l|clip_g|string_to_param\.\*)")
 _NAMED = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 _TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 _LEGACY_END = 2  # an end token that stands for "the largest number in the prompt"
@@ -46,20 +49,46 @@ class Word:
         return (self.text, *(f"{self.text}_{number}" for number in range(1, count)))
 
 
-def read_word(header: Header) -> Word:
-    """The textual inversion in a file; its word is the file's name, or the token that diffusers' training stored."""
-    tensors = load_file(header.file)
-    if tensors.keys() <= _NAMED.keys():
-        vectors = {part: tensors[key] for key, part in _NAMED.items() if key in tensors}
-        text = header.file.stem
-    else:
-        ((key, tensor),) = tensors.items()
-        vectors = {"text_encoder": tensor}
-        text = header.file.stem if key in ("emb_params", "*") else key
+def read_words(header: Header) -> tuple[Word, ...]:
+    """The textual inversion in a file, or those in a LoRA.
+
+    The word is the file's name, the token that diffusers' training stored, or OneTrainer's placeholder.
+
+    Raises:
+        ValueError: there are vectors that no text encoder reads, or different numbers of them for two encoders.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    with safe_open(str(header.file), framework="pt") as opened:
+        for key in header.forms:
+            place = _place(key, header)
+            if place is not None:
+                word, part = place
+                found.setdefault(word, {})[part] = opened.get_tensor(key)
+    return tuple(_word(text, header, vectors) for text, vectors in found.items())
+
+
+def _place(key: str, header: Header) -> tuple[str, str] | None:
+    """Word and text encoder of a tensor; None for one of a LoRA that holds no vectors."""
+    if key.startswith(BUNDLED):
+        found = _BUNDLED_KEY.fullmatch(key)
+        if found is None:
+            raise ValueError(
+                f"{header.file} stores vectors {key!r}, which no text encoder reads here: the words of CLIP's encoders "
+                f"are read. Get a version of the LoRA without them."
+            )
+        return found[1], _NAMED.get(found[2], "text_encoder")
+    if is_adapter(header):
+        return None
+    if key in _NAMED:
+        return header.file.stem, _NAMED[key]
+    return (header.file.stem if key in ("emb_params", "*") else key), "text_encoder"
+
+
+def _word(text: str, header: Header, vectors: Mapping[str, Tensor]) -> Word:
     whole = {part: tensor.reshape(-1, tensor.shape[-1]) for part, tensor in vectors.items()}
     if len({len(tensor) for tensor in whole.values()}) > 1:
         raise ValueError(
-            f"{header.file} has {' and '.join(str(len(tensor)) for tensor in whole.values())} vectors for the two text "
+            f"{header.file} has {' and '.join(str(len(whole[part])) for part in sorted(whole))} vectors for the two text "
             f"encoders; there must be as many for each. Get the file again."
         )
     return Word(text, header, whole)

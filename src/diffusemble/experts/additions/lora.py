@@ -18,9 +18,9 @@ import torch
 from safetensors import safe_open
 
 from diffusemble.experts.additions.formulas import changed, difference
-from diffusemble.experts.additions.names import Target, canonical, targets
+from diffusemble.experts.additions.names import Target, targets
 from diffusemble.experts.checksums import DENOISERS
-from diffusemble.experts.formats.adapters import UNREADABLE, split_name
+from diffusemble.experts.formats.adapters import BUNDLED, UNREADABLE, canonical, split_name
 from diffusemble.experts.formats.contents import contents_of
 from diffusemble.experts.formats.header import Header
 
@@ -89,6 +89,8 @@ def _groups(header: Header) -> list[_Group]:
     found: dict[str, dict[str, str]] = {}
     names: dict[str, str] = {}
     for key in header.forms:
+        if key.startswith(BUNDLED):  # words, which are added as such
+            continue
         for pattern, kind in UNREADABLE.items():
             if re.match(pattern, key):
                 raise ValueError(
@@ -130,12 +132,20 @@ def _misfit(header: Header, parts: Mapping[str, Any], reason: str) -> str:
 class _Alphas:
     """Strengths that stand in settings beside the tensors, as diffusers and peft write them."""
 
+    _settings: dict[str, Any]
+
     def __init__(self, header: Header) -> None:
         beside = header.file.with_name("adapter_config.json")
         text = header.metadata.get(_DIFFUSERS_SETTINGS, "")
         if not text and header.file.name == "adapter_model.safetensors" and beside.is_file():
             text = beside.read_text(encoding="utf-8")
-        self._settings: dict[str, Any] = json.loads(text) if text else {}
+        try:
+            self._settings = dict(json.loads(text)) if text else {}
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{header.file}: the settings beside its tensors, which tell its strength, are damaged ({error}). Get "
+                f"the file again, with its adapter_config.json if it has one."
+            ) from error
 
     def of(self, name: str) -> float | None:
         """Alpha of a module, so that alpha / r is its scale; None where nothing is said."""

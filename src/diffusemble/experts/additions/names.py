@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusemble.experts.checksums import DENOISERS
+from diffusemble.experts.formats.adapters import canonical
 from diffusemble.experts.layouts.origin import Origin
 from diffusemble.experts.layouts.parts import ORIGINAL
 
@@ -18,12 +19,13 @@ _DENOISER = (
     *("lora_unet_", "lora_transformer_", "lycoris_", "unet_", "transformer_", "diffusion_model_"),
     *("model_diffusion_model_", "base_model_model_", ""),
 )
-_TEXT = {
-    "text_encoder": ("lora_te_", "lora_te1_", "text_encoder_", "text_encoders_clip_l_transformer_"),
-    "text_encoder_2": ("lora_te2_", "text_encoder_2_", "text_encoders_clip_g_transformer_"),
-    "text_encoder_3": ("lora_te3_", "text_encoder_3_", "text_encoders_t5xxl_transformer_"),
+TEXT = {
+    "text_encoder": ("lora_te_", "lora_te1_", "text_encoder_", "text_encoders_clip_l_transformer_", "clip_l_"),
+    "text_encoder_2": ("lora_te2_", "text_encoder_2_", "text_encoders_clip_g_transformer_", "clip_g_"),
+    "text_encoder_3": ("lora_te3_", "text_encoder_3_", "text_encoders_t5xxl_transformer_", "t5_"),
 }
-_T5_OF_FLUX = ("lora_te3_", "text_encoders_t5xxl_transformer_")
+"""How names of a text encoder's modules begin, with underscores for dots."""
+_T5_OF_FLUX = ("lora_te3_", "text_encoders_t5xxl_transformer_", "t5_")
 _OLDER = (
     ("_q_proj", "_to_q"),
     ("_k_proj", "_to_k"),
@@ -58,11 +60,6 @@ class Target:
             own.data = origin.take(whole, own.shape).to(own.device, own.dtype).contiguous()
 
 
-def canonical(name: str) -> str:
-    """One spelling for all: dots and underscores are the same."""
-    return re.sub(r"[._]", "_", name.replace(".processor.", ".").replace("_processor_", "_"))
-
-
 def targets(parts: Mapping[str, Any]) -> dict[str, Target]:
     """Every name that a file may use for a weight of these parts, in one spelling."""
     found: dict[str, Target] = {}
@@ -70,7 +67,7 @@ def targets(parts: Mapping[str, Any]) -> dict[str, Target]:
         if part in DENOISERS:
             for path, target in _of_denoiser(part, model):
                 found |= {prefix + name: target for name in _spellings(path) for prefix in _DENOISER}
-        elif part in _TEXT and isinstance(model, nn.Module):
+        elif part in TEXT and isinstance(model, nn.Module):
             for path, target in _own(part, model):
                 bare = canonical(path).removeprefix("text_model_")
                 names = [name for full in (bare, f"text_model_{bare}") for name in _spellings(full)]
@@ -90,7 +87,11 @@ def _of_denoiser(part: str, model: Any) -> Iterator[tuple[str, Target]]:
                 (name[: -len(".weight")], origin)
             )
     for key, pieces in wholes.items():
-        yield key, Target(part, tuple(sorted(pieces, key=lambda piece: piece[1].place)))
+        ordered = sorted(pieces, key=lambda piece: piece[1].place)
+        yield key, Target(part, tuple(ordered))
+        if len(ordered) > 1:  # OneTrainer numbers what is one tensor in the original code
+            for place, (path, _) in enumerate(ordered):
+                yield f"{key}.{place}", Target(part, ((path, Origin(f"{path}.weight")),))
 
 
 def _own(part: str, model: nn.Module) -> Iterator[tuple[str, Target]]:
@@ -106,7 +107,7 @@ def _spellings(path: str) -> list[str]:
 
 def _prefixes(part: str, model: nn.Module) -> tuple[str, ...]:
     t5 = getattr(getattr(model, "config", None), "model_type", "") == "t5"
-    return (*_TEXT[part], *_T5_OF_FLUX) if t5 and part == "text_encoder_2" else _TEXT[part]
+    return (*TEXT[part], *_T5_OF_FLUX) if t5 and part == "text_encoder_2" else TEXT[part]
 
 
 def _tensor(model: nn.Module, path: str) -> Tensor:

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub import hf_hub_download
 
 from diffusemble.experts.assembly import choose, empty, fill
-from diffusemble.experts.checksums import sha256
+from diffusemble.experts.checksums import part_variant, sha256
 from diffusemble.experts.expert import latent_space
 from diffusemble.experts.folder import first_sentence, quiet
 from diffusemble.experts.formats.checkpoint import open_checkpoint
@@ -38,7 +38,9 @@ def other_vae(own: Any, added: Addition, dtype: torch.dtype) -> tuple[Any, str]:
         header = read_header(Path(added.where).expanduser())
         vae, file = _from_file(own, header, dtype), header.file
     else:
-        vae, file = _from_folder(place, dtype), place / "diffusion_pytorch_model.safetensors"
+        variant = part_variant(place)
+        vae = _from_folder(place, variant, dtype)
+        file = place / f"diffusion_pytorch_model{f'.{variant}' if variant else ''}.safetensors"
     mine, other = latent_space(vae), latent_space(own)
     for key, value in mine.items():
         if value != other[key]:
@@ -84,10 +86,11 @@ def _fetched(where: str) -> Path:
     )
 
 
-def _from_folder(place: Path, dtype: torch.dtype) -> Any:
+def _from_folder(place: Path, variant: str | None, dtype: torch.dtype) -> Any:
+    settings: dict[str, Any] = {"dtype": dtype, "variant": variant, "use_safetensors": True}
     try:
         with quiet():
-            return AutoencoderKL.from_pretrained(str(place), dtype=dtype, use_safetensors=True).eval()
+            return AutoencoderKL.from_pretrained(str(place), **settings).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{place} cannot be opened as a VAE ({first_sentence(error)}). Copy it again.") from error
 

@@ -38,19 +38,51 @@ UNREADABLE = {
     r".*\.lora_(?:ga|vera)|.*vera_lambda": "VeRA",
 }
 """Kinds of adapters that are refused, by their tensors' names."""
-_MARKS = re.compile(
-    r".*(?:lora[._](?:up|down|A|B|mid|linear_layer)|\.hada_w\d|\.lokr_w\d|\.oft_|\.on_input|_lora\d?\.(?:up|down)|"
-    r"\.dora_scale|lora_magnitude)|(?:lora|lycoris)_\w+\.(?:diff|w_norm|alpha)"
-)
+BUNDLED = "bundle_emb."
+"""How names of textual inversions begin that OneTrainer stores in a LoRA."""
 _ENDS = [(re.compile(rf"{pattern}$"), factor) for pattern, factor in FACTORS.items()]
 _LONGEST = 60  # characters of an end, with the name that peft gives an adapter
+_WEIGHTS = re.compile(rf"(?:{'|'.join(end for end, factor in FACTORS.items() if factor != 'alpha')})$")
+_REFUSED = re.compile("|".join(UNREADABLE))
 _LYCORIS = re.compile(r".*\.(?:hada_|lokr_|diff|w_norm|oft_|on_input|[ab][12]\.weight)")
-_SDXL = re.compile(r"lora_te2_|text_encoder_2|unet_(?:input|output)_blocks|label_emb|add_embedding")
+_READING = ("down", "hada_w1_b")  # factors as wide as what their module reads
+_BY_NAMES = (
+    (r"distilled_guidance_layer", SHORT["chroma"]),
+    (r"img_mlp_net_|(?:img|txt)_mod_1", SHORT["qwen"]),
+    (r"to_qkv_mlp_proj|double_stream_modulation", "FLUX.2"),
+    (r"single_transformer_blocks|double_blocks|single_blocks|lora_te2_encoder_block", SHORT["flux"]),
+    (r"joint_blocks", "SD 3 or 3.5"),
+    (r"(?:^|_)layers_\d+_(?:attention|feed_forward|adaLN)", "Z-Image or Lumina 2"),
+    (r"(?:^|_)blocks_\d+_(?:cross|self)_attn_[qkvo](?:$|_)", "Wan"),
+    (r"lora_te2_|clip_g_|text_encoder_2|unet_(?:input|output)_blocks|label_emb|add_embedding", SHORT["sdxl"]),
+)
+"""By names whose dots are underscores: the first that fits."""
+_BY_WIDTHS = (
+    (r"attn2_to_[kv]$", {768: SHORT["sd1"], 1024: SHORT["sd2"], 2048: SHORT["sdxl"], 1280: SHORT["refiner"]}),
+    (r"img_attn_qkv$", {6144: "FLUX.2"}),
+    (r"add_q_proj$", {1536: "SD 3 or 3.5", 2432: SHORT["sd35"]}),
+)
+"""By the width of what a module reads; it decides before the names."""
+_BY_VERSION = {
+    "sdxl": SHORT["sdxl"],
+    "xl-v1": SHORT["sdxl"],
+    "sd_v1": SHORT["sd1"],
+    "diffusion-v1": SHORT["sd1"],
+    "sd_v2": SHORT["sd2"],
+    "diffusion-v2": SHORT["sd2"],
+    "flux-2": "FLUX.2",
+    "flux": SHORT["flux"],
+    "sd3": SHORT["sd3"],
+}
+"""By what training programs write into the header."""
 
 
 def is_adapter(header: Header) -> bool:
     """Whether a file holds differences for another model's weights, not weights."""
-    return any(_MARKS.match(key) for key in header.forms)
+    return any(
+        _WEIGHTS.search(key, max(0, len(key) - _LONGEST)) is not None or _REFUSED.match(key) is not None
+        for key in header.forms
+    )
 
 
 def adapter_kind(header: Header) -> tuple[str, str | None]:
@@ -68,33 +100,21 @@ def split_name(key: str) -> tuple[str, str] | None:
     return None
 
 
+def canonical(name: str) -> str:
+    """One spelling of a module for all: dots and underscores are the same."""
+    return name.replace(".processor.", ".").replace("_processor_", "_").replace(".", "_")
+
+
 def _family(header: Header) -> str | None:
-    names = [key.replace(".", "_") for key in header.forms]
-    if any(re.search(r"single_transformer_blocks|double_blocks|single_blocks", name) for name in names):
-        return SHORT["flux"]
-    if any(re.search(r"joint_blocks|(?<!single_)transformer_blocks_\d+_attn_add_q_proj", name) for name in names):
-        return "SD 3 or 3.5"
-    if any(_SDXL.search(name) for name in names):
-        return SHORT["sdxl"]
-    widths = {
-        form.shape[-1] if form.shape else 0
-        for key, form in header.forms.items()
-        if re.search(r"attn2[._](?:processor[._])?to_[kv]", key) and (split_name(key) or ("", ""))[1] == "down"
-    }
-    known = {768: SHORT["sd1"], 1024: SHORT["sd2"], 2048: SHORT["sdxl"], 1280: SHORT["refiner"]}
-    if widths:
-        return known.get(max(widths))
+    modules = {key: split_name(key) or (key, "") for key in header.forms}
+    names = {key: canonical(name) for key, (name, _) in modules.items()}
+    for pattern, families in _BY_WIDTHS:
+        keys = [key for key, name in names.items() if modules[key][1] in _READING and re.search(pattern, name)]
+        found = families.get(max((header.width(key) for key in keys), default=0))
+        if found is not None:
+            return found
+    for pattern, family in _BY_NAMES:
+        if any(re.search(pattern, name) for name in names.values()):
+            return family
     version = header.metadata.get("ss_base_model_version", "") or header.metadata.get("modelspec.architecture", "")
-    return next((family for mark, family in _VERSIONS.items() if mark in version), None)
-
-
-_VERSIONS = {
-    "sdxl": SHORT["sdxl"],
-    "xl-v1": SHORT["sdxl"],
-    "sd_v1": SHORT["sd1"],
-    "diffusion-v1": SHORT["sd1"],
-    "sd_v2": SHORT["sd2"],
-    "diffusion-v2": SHORT["sd2"],
-    "flux": SHORT["flux"],
-    "sd3": SHORT["sd3"],
-}
+    return next((family for mark, family in _BY_VERSION.items() if mark in version), None)

@@ -36,13 +36,21 @@ _OWN = {
     "diffusemble.lora_rank": "LoRA of a distilled ensemble of diffusemble",
 }
 _VAE_ALONE = ("encoder.conv_in.", "decoder.conv_in.", "encoder.down_blocks.", "decoder.up_blocks.")
-_CONTROLNETS = ("control_model.", "controlnet_cond_embedding.", "controlnet_blocks.", "controlnet_x_embedder.")
+_CONTROLNETS = (
+    *("control_model.", "controlnet_cond_embedding.", "controlnet_blocks.", "controlnet_x_embedder."),
+    *("input_hint_block.", "lllite_", "lora_controlnet"),
+)
 _OTHERS = (
     (r"image_proj\.|ip_adapter\.", "IP-Adapter"),
     (r"adapter\.body\.|body\.\d+\.(?:block|resnets|in_conv)", "T2I-Adapter"),
     (r".*motion_modules\.", "motion module (AnimateDiff)"),
     (
-        r"(?:text_model\.|encoder\.layers\.|transformer\.resblocks\.|encoder\.block\.\d+\.layer|embeddings\.token)",
+        r"(?:(?:en|de)coder\.layers\.)?\d+\.conv\.\d\.weight|decoder\.layers\.\d+\.weight",
+        "tiny VAE for previews (TAESD)",
+    ),
+    (
+        r"(?:text_model\.|encoder\.layers\.|transformer\.resblocks\.|encoder\.block\.\d+\.layer|embeddings\.token|"
+        r"model\.layers\.\d+\.self_attn)",
         "text encoder",
     ),
     (r"(?:params_ema\.)?(?:conv_first|body\.\d+\.rdb|model\.\d+\.sub|RRDB_trunk)", "upscaler (ESRGAN)"),
@@ -114,7 +122,9 @@ def _parts(header: Header, family: str) -> tuple[str, ...]:
 def _embedding(header: Header) -> Contents | None:
     keys = set(header.forms)
     if keys and keys <= {"clip_l", "clip_g"}:
-        return Contents(EMBEDDING, "SDXL")
+        return Contents(EMBEDDING, SHORT["sdxl"])
+    if "clip_l" in keys and keys & {"t5", "t5xxl"}:
+        return Contents("textual inversion with vectors for T5", "SD 3.x" if "clip_g" in keys else SHORT["flux"])
     if keys == {"emb_params"} or (len(keys) == 1 and _looks_like_vectors(header, *keys)):
         return Contents(EMBEDDING, {768: SHORT["sd1"], 1024: SHORT["sd2"]}.get(header.width(next(iter(keys)))))
     return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from diffusemble.experts.formats.adapters import split_name
+from diffusemble.experts.additions.names import TEXT
+from diffusemble.experts.formats.adapters import BUNDLED, canonical, split_name
 from diffusemble.experts.formats.header import Header
 
 _FORMULAS = {"hada_w1_a": "LoHa", "lokr_w1": "LoKr", "lokr_w1_a": "LoKr", "diff": "full differences", "down": "LoRA"}
@@ -26,6 +27,7 @@ def adapter_notes(header: Header) -> dict[str, str]:
     kinds: Counter[str] = Counter()
     ranks: Counter[int] = Counter()
     parts: Counter[str] = Counter()
+    inside = {key.split(".")[1]: None for key in header.starting(BUNDLED)}
     for key, form in header.forms.items():
         module, factor = split_name(key) or (key, "")
         if factor in _FORMULAS:
@@ -40,6 +42,7 @@ def adapter_notes(header: Header) -> dict[str, str]:
         "modules": ", ".join(f"{count} of the {part}" for part, count in parts.most_common()),
         "rank": ", ".join(str(rank) for rank, _ in ranks.most_common(3)),
         **{name: header.metadata[key] for key, name in _TRAINING.items() if header.metadata.get(key, "None") != "None"},
+        "words inside": ", ".join(inside),
         "words": words(header.metadata.get("ss_tag_frequency")),
     }
     return {name: text for name, text in notes.items() if text}
@@ -58,9 +61,7 @@ def words(text: str | None) -> str:
 
 
 def _part(module: str) -> str:
-    name = module.replace(".", "_")
-    if name.startswith(("lora_te2_", "text_encoder_2")):
-        return "second text encoder"
-    if name.startswith(("lora_te3_", "text_encoder_3")):
-        return "third text encoder"
-    return "text encoder" if name.startswith(("lora_te", "text_encoder", "text_encoders")) else "denoiser"
+    name = canonical(module)
+    # From the last one, because the first one's names begin those of the others.
+    found = (part for part, starts in reversed(TEXT.items()) if name.startswith(starts))
+    return next(found, "denoiser").replace("_", " ")
