@@ -182,6 +182,7 @@ class TrainConfig(RunConfig):
         experts: folders, hub ids, ``.safetensors`` files or ``zoo:<group>``, in the order of their maps.
         base: folder, hub id or ``zoo:<name>`` that gives single files the parts they lack; or several, of which a file
             takes the first of its family.
+        vae: for all experts in the place of their own: a folder, a file, or the name of one of them.
         level: where the experts meet: at every block, or (also experts that differ) in what they predict.
         aggregator: what to train.
         objective: what to minimise.
@@ -189,6 +190,7 @@ class TrainConfig(RunConfig):
 
     experts: Texts
     base: Text | Texts | None = None
+    vae: Text | None = None
     level: Literal["block", "output"] = "block"
     aggregator: AggregatorConfig = AggregatorConfig(name="sabw")
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -65,7 +65,7 @@ def build_ensemble(config: TrainConfig, experts: Sequence[Expert] | None = None)
     if experts is None:
         from diffusemble.experts.load import load_experts
 
-        experts = load_experts(config.experts, base=config.base, dtype=TYPES[config.precision])
+        experts = load_experts(config.experts, base=config.base, vae=config.vae, dtype=TYPES[config.precision])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "weights"))
         return assemble(experts, config.level, config.aggregator.name, config.aggregator.options)
