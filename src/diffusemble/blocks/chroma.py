@@ -10,7 +10,7 @@ from torch import Tensor, cat
 
 from diffusemble.blocks.base import Flow, Inputs
 from diffusemble.blocks.flux import ADDED, FluxBlocks
-from diffusemble.blocks.streams import Constants, grid_of, on_grid, rows, taken
+from diffusemble.blocks.streams import IMAGES, Constants, StreamBlocks, grid_of, on_grid, rows
 
 
 class ChromaBlocks(FluxBlocks):
@@ -23,9 +23,10 @@ class ChromaBlocks(FluxBlocks):
     family = "Chroma"
     needed = ("encoder_hidden_states", "img_ids", "txt_ids")
     optional = ("attention_mask", *ADDED)
-    packed = ("encoder_hidden_states",)
+    packed = StreamBlocks.packed
+    known_kwargs = ("scale", IMAGES)
 
-    def split(self, inputs: Inputs, n: int) -> tuple[Inputs, ...]:
+    def split(self, inputs: Inputs, n: int) -> tuple[dict[str, Any], ...]:
         """Cut the packed text, its positions and its part of the mask ``[b s + l]``.
 
         Raises:
@@ -47,11 +48,11 @@ class ChromaBlocks(FluxBlocks):
         Raises:
             ValueError: an argument that the schedule does not know, that is missing, or that changes nothing.
         """
-        model, given = self.denoiser, taken(inputs, self.needed, self.optional, self.family)
+        model, given = self.denoiser, self._taken(inputs)
         image = model.x_embedder(rows(sample))
         modulations = model.distilled_guidance_layer(model.time_text_embed(timestep.to(image.dtype) * 1000))
         text = model.context_embedder(given["encoder_hidden_states"])
-        attention = self._attention(given.get("joint_attention_kwargs"))
+        attention = self._attention(given, timestep)
         arguments = (self._positions(given), given.get("attention_mask"), attention)
         extra = Constants(arguments, self._residuals(given, image.shape[1]), modulations=modulations)
         grid = (sample.shape[2], sample.shape[3])

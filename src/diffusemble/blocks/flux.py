@@ -6,24 +6,23 @@ a token; ``img_ids`` says where each lies.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import numpy as np
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, cat
 
 from diffusemble.aggregators.base import Sizes
 from diffusemble.blocks.base import Call, Flow, Inputs
-from diffusemble.blocks.packing import split_named
 from diffusemble.blocks.streams import (
+    IMAGES,
     Constants,
     Grid,
     StreamBlocks,
-    check_attention_kwargs,
     check_residuals,
     on_grid,
     rows,
-    taken,
+    spread_residuals,
 )
 
 _RESIDUALS = {
@@ -31,7 +30,6 @@ _RESIDUALS = {
     "controlnet_single_block_samples": "single",
 }
 ADDED = ("joint_attention_kwargs", *_RESIDUALS, "controlnet_blocks_repeat")
-_ATTENTION = ("scale", "ip_adapter_image_embeds", "attention_mask")
 
 
 class FluxBlocks(StreamBlocks):
@@ -45,7 +43,9 @@ class FluxBlocks(StreamBlocks):
     family = "FLUX"
     needed: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections", "img_ids", "txt_ids")
     optional: tuple[str, ...] = ("guidance", *ADDED)
-    packed: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections")
+    known_kwargs: tuple[str, ...] = ("scale", IMAGES, "attention_mask")
+    packed: ClassVar[Mapping[str, str]] = {**StreamBlocks.packed, "pooled_projections": "pooled_projection_dim"}
+    image_projection = "encoder_hid_proj"
 
     def __init__(self, denoiser: FluxTransformer2DModel) -> None:
         inner = denoiser.inner_dim
@@ -68,18 +68,21 @@ class FluxBlocks(StreamBlocks):
         latents = inputs.pop("hidden_states")
         return Call(on_grid(latents, _grid(inputs.get("img_ids"), latents.shape[1])), inputs.pop("timestep"), inputs)
 
-    def split(self, inputs: Inputs, n: int) -> tuple[Inputs, ...]:
+    def split(self, inputs: Inputs, n: int) -> tuple[dict[str, Any], ...]:
         """Cut the packed text, the pooled text and the text positions.
 
         Raises:
             ValueError: something of it is missing, or not packed for n experts.
         """
-        taken(inputs, self.needed, self.optional, self.family)
-        own = split_named(inputs, self.packed, n)
-        length = own[0]["encoder_hidden_states"].shape[1]
-        for number, mine in enumerate(own):
-            ids = _flat(inputs["txt_ids"])
-            mine["txt_ids"] = ids if len(ids) == length else ids[number * length : (number + 1) * length]
+        own = super().split(inputs, n)
+        ids, length = _flat(inputs["txt_ids"]), own[0]["encoder_hidden_states"].shape[1]
+        if len(ids) not in (length, n * length):
+            raise ValueError(
+                f"txt_ids has {len(ids)} rows, but every one of the {n} experts reads {length} tokens. Give {length} "
+                f"rows for all, or {n * length}, packed as the text is."
+            )
+        for mine, part in zip(own, ids.split(length) if len(ids) > length else [ids] * n, strict=True):
+            mine["txt_ids"] = part
         return own
 
     def write(self, prediction: Tensor) -> Any:
@@ -92,46 +95,29 @@ class FluxBlocks(StreamBlocks):
         Raises:
             ValueError: an argument that the schedule does not know, that is missing, or that changes nothing.
         """
-        model, given = self.denoiser, taken(inputs, self.needed, self.optional, self.family)
+        model, given = self.denoiser, self._taken(inputs)
         _check_guidance(model, given)
         image = model.x_embedder(rows(sample))
         scaled = [timestep] + ([given["guidance"]] if "guidance" in given else [])
         time = model.time_text_embed(*(value.to(image.dtype) * 1000 for value in scaled), given["pooled_projections"])
         text = model.context_embedder(given["encoder_hidden_states"])
-        attention = self._attention(given.get("joint_attention_kwargs"))
+        attention = self._attention(given, timestep)
         extra = Constants((self._positions(given), attention), self._residuals(given, image.shape[1]))
         return Flow(on_grid(image, (sample.shape[2], sample.shape[3])), (), time, text, extra, text)
 
     def _positions(self, given: dict[str, Any]) -> Any:
         return self.denoiser.pos_embed(cat((_flat(given["txt_ids"]), _flat(given["img_ids"]))))
 
-    def _attention(self, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
-        if kwargs is None:
-            return None
-        check_attention_kwargs(kwargs, _ATTENTION, "joint_attention_kwargs")
-        kwargs = {key: value for key, value in kwargs.items() if key != "scale"}  # `active` applies the scale
-        if "ip_adapter_image_embeds" in kwargs:
-            projection = getattr(self.denoiser, "encoder_hid_proj", None)
-            if projection is None:
-                raise ValueError(
-                    "joint_attention_kwargs['ip_adapter_image_embeds'] was given, but this FLUX transformer has no "
-                    "IP-Adapter. Load one first (pipe.load_ip_adapter), or leave the image prompt out."
-                )
-            kwargs["ip_hidden_states"] = projection(kwargs.pop("ip_adapter_image_embeds"))
-        return kwargs
-
     def _residuals(self, given: dict[str, Any], length: int) -> dict[str, Tensor]:
-        placed = {}
+        placed: dict[str, Tensor] = {}
         for argument, stack in _RESIDUALS.items():
             samples = given.get(argument)
             if samples is None:
                 continue
             names = [name for name in self.names if name.startswith(stack)]
             check_residuals(samples, len(names), length, argument)
-            interval = int(np.ceil(len(names) / len(samples)))
             cycle = stack == "double" and given.get("controlnet_blocks_repeat", False)
-            for index, name in enumerate(names):
-                placed[name] = samples[index % len(samples) if cycle else index // interval]
+            placed |= spread_residuals(samples, names, cycle)
         return placed
 
 

@@ -81,10 +81,11 @@ class PartwiseText:
     def sorted(self, inputs: Mapping[str, Any], n: int) -> dict[str, Any]:
         """``inputs`` of a denoiser with text and pooled text packed expert by expert."""
         own = dict(inputs)
+        if own.get("pooled_projections") is not None:
+            check_width("pooled_projections", own["pooled_projections"], n * sum(self.pooled), n)
+            own["pooled_projections"] = by_expert(own["pooled_projections"], self.pooled, n)
         if own.get("encoder_hidden_states") is not None:
             own["encoder_hidden_states"] = self._tokens_by_expert(own["encoder_hidden_states"], n)
-        if own.get("pooled_projections") is not None:
-            own["pooled_projections"] = by_expert(own["pooled_projections"], self.pooled, n)
         return own
 
     def _tokens_by_expert(self, text: Tensor, n: int) -> Tensor:
@@ -96,22 +97,51 @@ class PartwiseText:
 
 @dataclass(frozen=True)
 class WideText:
-    """How a pipeline packs text whose tokens it counts to build a mask (Chroma): the experts side by side in width."""
+    """How a pipeline packs text whose tokens it counts to build a mask (Chroma): the experts side by side in width.
+
+    Attributes:
+        width: of one expert's text.
+    """
+
+    width: int
 
     def sorted(self, inputs: Mapping[str, Any], n: int) -> dict[str, Any]:
         """``inputs`` of a denoiser with the text ``[b s n·d]`` packed expert by expert; its mask belongs to all."""
-        return {**inputs, "encoder_hidden_states": pack_text(inputs["encoder_hidden_states"].chunk(n, dim=2))}
+        text = inputs["encoder_hidden_states"]
+        check_width("encoder_hidden_states", text, n * self.width, n)
+        return {**inputs, "encoder_hidden_states": pack_text(text.chunk(n, dim=2))}
 
 
-def split_named(inputs: Mapping[str, Any], names: Sequence[str], n: int) -> tuple[dict[str, Any], ...]:
-    """One set of inputs per expert, in which the packed inputs ``names`` (where they are given) are cut.
+def split_named(inputs: Mapping[str, Any], widths: Mapping[str, int | None], n: int) -> tuple[dict[str, Any], ...]:
+    """One set of inputs per expert, in which packed inputs (where they are given) are cut.
+
+    Args:
+        inputs: of all experts.
+        widths: of one expert's text or pooled text, by the names of what is packed; None: any.
+        n: number of experts.
 
     Raises:
-        ValueError: a packed axis does not divide by n.
+        ValueError: an input is not packed for n experts.
     """
     own = tuple(dict(inputs) for _ in range(n))
-    for name in names:
+    for name, width in widths.items():
         if inputs.get(name) is not None:
+            if width is not None:
+                check_width(name, inputs[name], width if inputs[name].ndim == 3 else n * width, n)
             for mine, part in zip(own, unpack_text(inputs[name], n), strict=True):
                 mine[name] = part.contiguous()  # so that an expert computes bit for bit what it computes alone
     return own
+
+
+def check_width(name: str, packed: Tensor, width: int, n: int) -> None:
+    """Make sure that what is packed for n experts is as wide as they take it.
+
+    Raises:
+        ValueError: it is of another width; most often it is one expert's.
+    """
+    if packed.shape[-1] != width:
+        raise ValueError(
+            f"{name} has shape {tuple(packed.shape)}, but for {n} experts its last axis must be {width}. Pass one "
+            f"embedding per expert: what encode_prompt of the ensemble's own pipeline gives, or by hand "
+            f"pack_text([...])."
+        )

@@ -9,21 +9,18 @@ from torch import Tensor
 
 from diffusemble.aggregators.base import Sizes
 from diffusemble.blocks.base import Call, Flow, Inputs
-from diffusemble.blocks.packing import split_named
+from diffusemble.blocks.packing import unpack_text
 from diffusemble.blocks.streams import (
     Constants,
     StreamBlocks,
-    check_attention_kwargs,
     check_residuals,
     grid_of,
     on_grid,
     rows,
-    taken,
+    spread_residuals,
 )
 
 _TEXT, _MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
-_NEEDED = (_TEXT, "img_shapes")
-_OPTIONAL = (_MASK, "attention_kwargs", "controlnet_block_samples")
 
 
 class QwenBlocks(StreamBlocks):
@@ -37,7 +34,11 @@ class QwenBlocks(StreamBlocks):
     """
 
     time_unit = 1000.0
+    family = "Qwen-Image"
+    needed = (_TEXT, "img_shapes")
+    optional = (_MASK, "attention_kwargs", "controlnet_block_samples")
     attention_kwargs = "attention_kwargs"
+    known_kwargs = ("scale", "attention_mask")
 
     def __init__(self, denoiser: Any) -> None:
         for switch in ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
@@ -67,16 +68,16 @@ class QwenBlocks(StreamBlocks):
             )
         return Call(on_grid(latents, tuple(first[0][1:])), inputs.pop("timestep"), inputs)
 
-    def split(self, inputs: Inputs, n: int) -> tuple[Inputs, ...]:
+    def split(self, inputs: Inputs, n: int) -> tuple[dict[str, Any], ...]:
         """Cut the packed text, and its mask where it is packed too.
 
         Raises:
             ValueError: the text is missing, or not packed for n experts.
         """
-        taken(inputs, _NEEDED, _OPTIONAL, "Qwen-Image")
-        mask = inputs.get(_MASK)
-        shared = mask is None or mask.shape[1] * n == inputs[_TEXT].shape[1]
-        return split_named(inputs, [_TEXT] if shared else [_TEXT, _MASK], n)
+        own, mask = super().split(inputs, n), inputs.get(_MASK)
+        if mask is None or mask.shape[1] == own[0][_TEXT].shape[1]:
+            return own
+        return tuple(mine | {_MASK: part} for mine, part in zip(own, unpack_text(mask, n), strict=True))
 
     def write(self, prediction: Tensor) -> Any:
         """The record of ``QwenImageTransformer2DModel.forward``: the prediction packed, as the latents were."""
@@ -88,11 +89,8 @@ class QwenBlocks(StreamBlocks):
         Raises:
             ValueError: an argument that the schedule does not know, that is missing, or that changes nothing.
         """
-        model, given = self.denoiser, taken(inputs, _NEEDED, _OPTIONAL, "Qwen-Image")
-        kwargs = given.get("attention_kwargs")
-        if kwargs is not None:
-            check_attention_kwargs(kwargs, ("scale",), "attention_kwargs")
-            kwargs = {}
+        model, given = self.denoiser, self._taken(inputs)
+        kwargs = self._attention(given, timestep)
         image = model.img_in(rows(sample))
         text = model.txt_in(model.txt_norm(given[_TEXT]))
         time = model.time_text_embed(timestep.to(image.dtype), image)
@@ -103,6 +101,7 @@ class QwenBlocks(StreamBlocks):
     def _call(self, name: str, image: Tensor, flow: Flow) -> tuple[Tensor | None, Tensor]:
         (block,), (mask, kwargs) = self.modules(name), flow.extra.arguments
         text: Any = flow.tokens
+        # No constants of a pass: with as many text tokens as samples, `select` would take their positions for samples.
         shape = [[(1, *grid_of(flow.hidden))]]
         positions = self.denoiser.pos_embed(shape, max_txt_seq_len=text.shape[1], device=image.device)
         found: tuple[Tensor, Tensor] = self._compute(block, image, text, mask, flow.time, positions, kwargs, None)
@@ -113,5 +112,4 @@ class QwenBlocks(StreamBlocks):
         if samples is None:
             return {}
         check_residuals(samples, len(self.names), length, "controlnet_block_samples")
-        interval = int(np.ceil(len(self.names) / len(samples)))
-        return {name: samples[index // interval] for index, name in enumerate(self.names)}
+        return spread_residuals(samples, self.names)

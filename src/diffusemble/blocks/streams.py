@@ -6,10 +6,11 @@ A transformer keeps its image as tokens ``[b l c]`` in rows of the grid, which i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 
 from diffusemble.aggregators.base import Sizes
 from diffusemble.blocks.base import Feature, Flow, Inputs
+from diffusemble.blocks.packing import split_named
 
 Grid = tuple[int, int]
+IMAGES = "ip_adapter_image_embeds"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,14 @@ class StreamBlocks:
     There is one aggregation point after each block. Embeddings belong to no block, so every expert brings its own first
     image tokens. The last point is the prediction.
 
+    Attributes:
+        family: what messages call the transformer.
+        needed, optional: arguments of its ``forward`` beside the sample and the timestep.
+        packed: those that hold one part per expert, and the entry of its configuration that says how wide a part is.
+        attention_kwargs: the one among them that goes to the attentions.
+        known_kwargs: entries of ``attention_kwargs`` that something reads.
+        image_projection: where an IP-Adapter keeps what projects its pictures.
+
     Args:
         denoiser: the transformer.
         stacks: its lists of blocks by the attribute that holds them, and what the blocks of each are called.
@@ -52,7 +63,13 @@ class StreamBlocks:
     """
 
     time_unit = 1.0
+    family: str
+    needed: tuple[str, ...]
+    optional: tuple[str, ...]
+    packed: ClassVar[Mapping[str, str]] = {"encoder_hidden_states": "joint_attention_dim"}
     attention_kwargs = "joint_attention_kwargs"
+    known_kwargs: tuple[str, ...] = ("scale", IMAGES)
+    image_projection = ""
 
     def __init__(self, denoiser: Any, stacks: Mapping[str, str], sizes: Sizes) -> None:
         self.denoiser = denoiser
@@ -67,6 +84,15 @@ class StreamBlocks:
         self.sizes = replace(sizes, channels=(inner,) * (len(self.names) - 1) + (prediction,))
 
     # -- the contract, as far as all of them share it --------------------------------------------------------------
+
+    def split(self, inputs: Inputs, n: int) -> tuple[dict[str, Any], ...]:
+        """Cut what is packed.
+
+        Raises:
+            ValueError: something of it is missing, or not packed for n experts.
+        """
+        self._taken(inputs)
+        return split_named(inputs, {name: self.denoiser.config[width] for name, width in self.packed.items()}, n)
 
     def write(self, prediction: Tensor) -> Transformer2DModelOutput:
         """The record of the transformer's ``forward``."""
@@ -106,7 +132,59 @@ class StreamBlocks:
         model = self.denoiser
         return on_grid(model.proj_out(model.norm_out(rows(flow.hidden), flow.time)), grid_of(flow.hidden))
 
+    # -- parts of opening ------------------------------------------------------------------------------------------
+
+    def _taken(self, inputs: Inputs) -> dict[str, Any]:
+        """The inputs that were given.
+
+        Raises:
+            ValueError: one of those ``needed`` is missing, or one is not among those that the schedule knows.
+        """
+        given = {name: value for name, value in inputs.items() if value is not None}
+        for name in self.needed:
+            if name not in given:
+                raise ValueError(
+                    f"{self.family} needs {name}. Pass it as to the transformer itself (one per expert: pack_text)."
+                )
+        for name in given:
+            if name not in (*self.needed, *self.optional):
+                raise ValueError(
+                    f"A {self.family} block schedule does not support the argument {name!r}. Leave it out, or run the "
+                    f"experts one by one and fuse their predictions."
+                )
+        return given
+
+    def _attention(self, given: Mapping[str, Any], timestep: Tensor) -> dict[str, Any] | None:
+        """What the attentions are given, with an IP-Adapter's pictures projected.
+
+        Raises:
+            ValueError: an entry that no attention reads; names it.
+        """
+        if self.attention_kwargs not in given:
+            return None
+        # `active` applies the scale
+        kwargs = {name: value for name, value in given[self.attention_kwargs].items() if name != "scale"}
+        for name in kwargs:
+            if name not in self.known_kwargs:
+                raise ValueError(
+                    f"{self.attention_kwargs}[{name!r}] was given, but no attention of this transformer reads it, so "
+                    f"it would change nothing. Leave it out; known are: {', '.join(self.known_kwargs)}."
+                )
+        if IMAGES in kwargs:
+            projection = getattr(self.denoiser, self.image_projection, None)
+            if projection is None:
+                raise ValueError(
+                    f"{self.attention_kwargs}[{IMAGES!r}] was given, but this {self.family} transformer has no "
+                    f"IP-Adapter. Load one first (pipe.load_ip_adapter), or leave the image prompt out."
+                )
+            kwargs |= self._image_prompt(projection, kwargs.pop(IMAGES), timestep)
+        return kwargs
+
     # -- what architectures differ in ------------------------------------------------------------------------------
+
+    def _image_prompt(self, projection: nn.Module, images: Any, timestep: Tensor) -> dict[str, Any]:
+        """What the attentions are given of an IP-Adapter's pictures."""
+        return {"ip_hidden_states": projection(images)}
 
     def _call(self, name: str, image: Tensor, flow: Flow) -> tuple[Tensor | None, Tensor]:
         """Text and image tokens after one block."""
@@ -139,40 +217,13 @@ def grid_of(hidden: Tensor) -> Grid:
     return hidden.shape[2], hidden.shape[3]
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------
+# -- residuals ---------------------------------------------------------------------------------------------------------
 
 
-def taken(inputs: Inputs, needed: Sequence[str], optional: Sequence[str], model: str) -> dict[str, Any]:
-    """The inputs that were given.
-
-    Raises:
-        ValueError: one of those ``needed`` is missing, or one is not among those that the schedule knows.
-    """
-    given = {name: value for name, value in inputs.items() if value is not None}
-    for name in needed:
-        if name not in given:
-            raise ValueError(f"{model} needs {name}. Pass it as to the transformer itself (one per expert: pack_text).")
-    for name in given:
-        if name not in (*needed, *optional):
-            raise ValueError(
-                f"A {model} block schedule does not support the argument {name!r}. Leave it out, or run the experts "
-                f"one by one and fuse their predictions."
-            )
-    return given
-
-
-def check_attention_kwargs(given: Mapping[str, Any], known: Sequence[str], argument: str) -> None:
-    """Make sure the attentions read every keyword argument they are given.
-
-    Raises:
-        ValueError: names the one that no attention reads.
-    """
-    for name in given:
-        if name not in known:
-            raise ValueError(
-                f"{argument}[{name!r}] was given, but no attention of this transformer reads it, so it would change "
-                f"nothing. Leave it out; known are: {', '.join(known)}."
-            )
+def spread_residuals(samples: Sequence[Tensor], names: Sequence[str], cycle: bool = False) -> dict[str, Tensor]:
+    """A ControlNet's residuals by the block after which each is added: in stretches, or in turn (``cycle``)."""
+    stretch = math.ceil(len(names) / len(samples))
+    return {name: samples[i % len(samples) if cycle else i // stretch] for i, name in enumerate(names)}
 
 
 def check_residuals(residuals: Sequence[Tensor], blocks: int, length: int, argument: str) -> None:

@@ -20,7 +20,7 @@ def split_unet_inputs(inputs: Inputs, n: int) -> tuple[dict[str, Any], ...]:
     """
     if inputs.get("encoder_hidden_states") is None:
         raise ValueError("An ensemble needs encoder_hidden_states: pass pack_text([...]), one embedding per expert.")
-    own = split_named(inputs, ["encoder_hidden_states"], n)
+    own = split_named(inputs, {"encoder_hidden_states": None}, n)
     mask, added = inputs.get("encoder_attention_mask"), inputs.get("added_cond_kwargs")
     if mask is not None and mask.shape[1] != own[0]["encoder_hidden_states"].shape[1]:
         for mine, part in zip(own, unpack_text(mask, n), strict=True):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,9 +94,14 @@ class Ensemble(Switches):
         self.denoisers.eval()
         return self
 
-    def cache_context(self, name: str, **_: Any) -> AbstractContextManager[None]:
-        """Where pipelines name a call for block caches, which an ensemble does not have."""
-        return nullcontext()
+    @contextmanager
+    def cache_context(self, name: str, **place: Any) -> Iterator[None]:
+        """Where pipelines tell the experts' caches which call follows (``"cond"``, ``"uncond"``), and at which step."""
+        with ExitStack() as stack:
+            for denoiser in self.members:
+                if hasattr(denoiser, "cache_context"):
+                    stack.enter_context(denoiser.cache_context(name, **place))
+            yield
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the aggregator's weights, and references with SHA-256 to the experts, which stay where they are."""

@@ -15,6 +15,7 @@ from diffusemble.aggregators.base import Combiner, Context, Sizes, weighted_toke
 from diffusemble.aggregators.router import Router
 from diffusemble.aggregators.storage import create
 from diffusemble.blocks.base import Blocks, Call, Feature, Flow, Inputs, finish
+from diffusemble.blocks.caches import refuse_block_caches
 from diffusemble.blocks.packing import PartwiseText, WideText
 from diffusemble.blocks.points import point_indices
 from diffusemble.blocks.turns import take_turns
@@ -60,6 +61,7 @@ class EnsembleDenoiser(Ensemble):
         """
         arguments = self.by_expert(self._bind(args, kwargs))
         return_dict = arguments.pop("return_dict", True)
+        refuse_block_caches(self.blocks)
         call = self.blocks[0].read(arguments)
         own = self.blocks[0].split(call.inputs, len(self.blocks))
         with ExitStack() as stack:

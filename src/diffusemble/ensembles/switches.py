@@ -17,13 +17,17 @@ _ONE_MODEL = {
         "the first expert only, and an ensemble calls the layers inside. (set_ip_adapter_scale works on pipelines that "
         "ensemble.pipeline(cls) made.)",
     ),
-    "enable_cache": "a cache that skips whole blocks would leave the lockstep of the experts",
 }
 _EACH = "it belongs to one model"
 
 
 def _on_every_expert(name: str) -> Callable[..., None]:
     def call(self: Any, *args: Any, **kwargs: Any) -> None:
+        for without in (denoiser for denoiser in self.members if not hasattr(denoiser, name)):
+            raise AttributeError(
+                f"{name} is asked of every expert, and {type(without).__name__} does not have it. Leave it out, or use "
+                f"it on the experts one by one: `ensemble.denoisers[0].{name}(...)`."
+            )
         for denoiser in self.members:
             getattr(denoiser, name)(*args, **kwargs)
 
@@ -59,6 +63,8 @@ class Switches(ModelMixin):
     set_attention_backend = _on_every_expert("set_attention_backend")
     reset_attention_backend = _on_every_expert("reset_attention_backend")
     enable_layerwise_casting = _on_every_expert("enable_layerwise_casting")
+    enable_cache = _on_every_expert("enable_cache")
+    disable_cache = _on_every_expert("disable_cache")
     compile_repeated_blocks = _on_every_expert("compile_repeated_blocks")
     _load_ip_adapter_weights = _on_every_expert("_load_ip_adapter_weights")
     set_adapters = _on_every_expert("set_adapters")
@@ -69,6 +75,12 @@ class Switches(ModelMixin):
     enable_lora = _on_every_expert("enable_lora")
     disable_lora = _on_every_expert("disable_lora")
     enable_lora_hotswap = _on_every_expert("enable_lora_hotswap")
+
+    def _reset_stateful_cache(self, recurse: bool = True) -> None:
+        # Pipelines ask for this name, and call it after a picture.
+        for denoiser in self.members:
+            if hasattr(denoiser, "_reset_stateful_cache"):
+                denoiser._reset_stateful_cache(recurse)
 
     # -- attention processors --------------------------------------------------------------------------------------
 
@@ -124,6 +136,16 @@ class Switches(ModelMixin):
         for denoiser in self.members:
             denoiser.encoder_hid_proj = projection
             denoiser.config.encoder_hid_dim_type = None
+
+    @property
+    def image_proj(self) -> Any:
+        """Image-prompt projection of the first expert (SD3)."""
+        return self.denoisers[0].image_proj
+
+    @image_proj.setter
+    def image_proj(self, projection: None) -> None:
+        for denoiser in self.members:  # as above
+            denoiser.image_proj = projection
 
     def _load_ip_adapter_loras(self, weights: Any) -> Any:
         return self.denoisers[0]._load_ip_adapter_loras(weights)
