@@ -11,8 +11,10 @@ from diffusers import (
     ChromaPipeline,
     ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    FluxControlNetModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
@@ -154,3 +156,17 @@ def tiny_chroma_pipeline(seed: int = 0, **parts: Any) -> ChromaPipeline:
     pipeline = ChromaPipeline(**made, **parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def flux_controlnet(model: Any) -> FluxControlNetModel:
+    """A ControlNet for these latents."""
+    torch.manual_seed(21)
+    config = {key: value for key, value in model.config.items() if not key.startswith("_") and key != "out_channels"}
+    return randomised(FluxControlNetModel(**{**config, "num_layers": 1, "num_single_layers": 1}), 21)
+
+
+def sd3_controlnet(model: Any) -> SD3ControlNetModel:
+    """A ControlNet with residuals for half of the blocks."""
+    torch.manual_seed(21)
+    net = SD3ControlNetModel.from_transformer(model, num_layers=2, num_extra_conditioning_channels=0)
+    return randomised(net, 21)

@@ -12,7 +12,6 @@ import torch
 from diffusers import (
     ChromaImg2ImgPipeline,
     FluxControlNetImg2ImgPipeline,
-    FluxControlNetModel,
     FluxControlNetPipeline,
     FluxControlPipeline,
     FluxFillPipeline,
@@ -23,8 +22,8 @@ from diffusers import (
 
 from diffusemble import EnsembleDenoiser, pack_text
 from law_families import flux_arguments
-from tiny import as_expert, randomised
-from tiny_dit import tiny_chroma_pipeline, tiny_flux, tiny_flux_pipeline, tiny_t5
+from tiny import as_expert
+from tiny_dit import flux_controlnet, tiny_chroma_pipeline, tiny_flux, tiny_flux_pipeline, tiny_t5
 from tiny_ensembles import NEGATIVE, copies, rebuilt, wide_picture
 from transformer_cases import IMAGE_WIDTH, load_flux_image_prompt
 from unet_inputs import randn
@@ -42,13 +41,6 @@ def draw(pipeline: Any, **options: Any) -> np.ndarray:
         "generator": torch.Generator().manual_seed(11),
     }
     return pipeline(**{**settings, **options}).images
-
-
-def controlnet(model: Any) -> FluxControlNetModel:
-    """A ControlNet for these latents."""
-    torch.manual_seed(21)
-    config = {key: value for key, value in model.config.items() if not key.startswith("_") and key != "out_channels"}
-    return randomised(FluxControlNetModel(**{**config, "num_layers": 1, "num_single_layers": 1}), 21)
 
 
 WHOLE = tiny_flux_pipeline
@@ -93,17 +85,17 @@ PIPELINES: dict[str, tuple[Callable[[], Any], type | None, Given, dict[str, Any]
         lambda _: {},
         {"image": wide_picture(), "strength": 0.7},
     ),
-    "controlnet": (WHOLE, FluxControlNetPipeline, lambda m: {"controlnet": controlnet(m)}, CONTROLLED),
+    "controlnet": (WHOLE, FluxControlNetPipeline, lambda m: {"controlnet": flux_controlnet(m)}, CONTROLLED),
     "controlnet img2img": (
         WHOLE,
         FluxControlNetImg2ImgPipeline,
-        lambda m: {"controlnet": controlnet(m)},
+        lambda m: {"controlnet": flux_controlnet(m)},
         {**CONTROLLED, "image": wide_picture(), "strength": 0.7},
     ),
     "two controlnets": (
         WHOLE,
         FluxControlNetPipeline,
-        lambda m: {"controlnet": FluxMultiControlNetModel([controlnet(m), controlnet(m)])},
+        lambda m: {"controlnet": FluxMultiControlNetModel([flux_controlnet(m), flux_controlnet(m)])},
         {"control_image": [wide_picture(2), wide_picture(3)], "controlnet_conditioning_scale": [0.7, 0.4]},
     ),
 }

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    SD3ControlNetModel,
     StableDiffusion3ControlNetPipeline,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
@@ -18,8 +17,8 @@ from diffusers import (
 
 from diffusemble import EnsembleDenoiser, pack_text
 from diffusemble.blocks.packing import PartwiseText, by_expert
-from tiny import LENGTH, WIDTH, as_expert, randomised
-from tiny_dit import T5_WIDTH, tiny_flow_vae, tiny_sd3, tiny_sd3_pipeline
+from tiny import LENGTH, WIDTH, as_expert
+from tiny_dit import T5_WIDTH, sd3_controlnet, tiny_flow_vae, tiny_sd3, tiny_sd3_pipeline
 from tiny_ensembles import NEGATIVE, copies, rebuilt, wide_picture
 
 
@@ -38,13 +37,6 @@ def draw(pipeline: Any, **options: Any) -> np.ndarray:
         "generator": torch.Generator().manual_seed(11),
     }
     return pipeline(**{**settings, **options}).images
-
-
-def controlnet(model: Any) -> SD3ControlNetModel:
-    """A ControlNet with residuals for half of the blocks."""
-    torch.manual_seed(21)
-    net = SD3ControlNetModel.from_transformer(model, num_layers=2, num_extra_conditioning_channels=0)
-    return randomised(net, 21)
 
 
 WHOLE = tiny_sd3_pipeline
@@ -84,13 +76,13 @@ PIPELINES: dict[str, tuple[Callable[[], Any], type | None, Given, dict[str, Any]
     "controlnet": (
         WHOLE,
         StableDiffusion3ControlNetPipeline,
-        lambda m: {"controlnet": controlnet(m)},
+        lambda m: {"controlnet": sd3_controlnet(m)},
         CONTROLLED,
     ),
     "controlnet without T5": (
         NO_T5,
         StableDiffusion3ControlNetPipeline,
-        lambda m: {"controlnet": controlnet(m)},
+        lambda m: {"controlnet": sd3_controlnet(m)},
         CONTROLLED,
     ),
 }
@@ -153,7 +145,7 @@ def test_parts_are_sorted_by_expert() -> None:
 def test_a_controlnet_reads_the_text_of_the_first_expert() -> None:
     wholes = [tiny_sd3_pipeline(seed) for seed in (1, 2)]
     ensemble = EnsembleDenoiser([as_expert(whole, f"expert {seed}") for seed, whole in enumerate(wholes)])
-    net = controlnet(wholes[0].transformer)
+    net = sd3_controlnet(wholes[0].transformer)
     seen: list[dict[str, Any]] = []
     net.register_forward_hook(lambda _, args, given, out: seen.append(given), with_kwargs=True)
     draw(ensemble.pipeline(StableDiffusion3ControlNetPipeline, controlnet=net), guidance_scale=1.0, **CONTROLLED)

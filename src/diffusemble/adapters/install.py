@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from diffusers import (
     ControlNetModel,
+    FluxControlNetModel,
+    FluxControlNetPipeline,
+    FluxPipeline,
+    SD3ControlNetModel,
+    StableDiffusion3ControlNetPipeline,
+    StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLControlNetPipeline,
@@ -24,11 +32,15 @@ from diffusemble.config.adapters import AdapterConfig, ControlNetConfig, ImagePr
 from diffusemble.config.generate import GenerateConfig
 from diffusemble.controls.storage import read_control
 from diffusemble.ensembles.base import Ensemble
+from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
 
-_CONTROLLED = {
-    StableDiffusionPipeline: StableDiffusionControlNetPipeline,
-    StableDiffusionXLPipeline: StableDiffusionXLControlNetPipeline,
+_CONTROLLED: Mapping[Any, tuple[type, Any]] = {
+    StableDiffusionPipeline: (StableDiffusionControlNetPipeline, ControlNetModel),
+    StableDiffusionXLPipeline: (StableDiffusionXLControlNetPipeline, ControlNetModel),
+    StableDiffusion3Pipeline: (StableDiffusion3ControlNetPipeline, SD3ControlNetModel),
+    FluxPipeline: (FluxControlNetPipeline, FluxControlNetModel),
 }
+"""Pipelines and classes of the ControlNets, by the experts' pipeline."""
 
 
 def adapted_pipeline(ensemble: Ensemble, config: AdapterConfig) -> Any:
@@ -37,12 +49,15 @@ def adapted_pipeline(ensemble: Ensemble, config: AdapterConfig) -> Any:
     Raises:
         ValueError: a file is missing or something else than it should be, or the experts' family has no such adapter.
     """
-    cls, parts = None, {}
+    cls: type | None = None
+    parts: dict[str, Any] = {}
     _refuse_at_output(ensemble, config)
     if config.controlnets:
-        cls = _controlled(ensemble)
-        nets = [_controlnet(one, ensemble) for one in config.controlnets]
+        cls, kind = _controlled(ensemble)
+        nets = [_controlnet(one, kind, ensemble) for one in config.controlnets]
         parts["controlnet"] = nets if len(nets) > 1 else nets[0]
+        if kind is SD3ControlNetModel:
+            parts["vae"] = _encoding_surely(ensemble.experts[0].components["vae"])
     if config.image_prompts:
         _needs_unet(ensemble, "image_prompts")
         parts.update(_image_encoder(config.image_prompts[0], ensemble))
@@ -68,7 +83,9 @@ def adapter_call(pipeline: Any, config: GenerateConfig) -> dict[str, Any]:
     if config.controlnets or config.image_prompts:
         call.update(zip(("height", "width"), _size(pipeline, config), strict=True))
     if config.controlnets:
-        call.update(_several({"image": [_picture(one.image, "controlnets.image") for one in config.controlnets]}))
+        taken = inspect.signature(type(pipeline).__call__).parameters
+        place = "control_image" if "control_image" in taken else "image"
+        call.update(_several({place: [_picture(one.image, "controlnets.image") for one in config.controlnets]}))
         call.update(_several({"controlnet_conditioning_scale": [one.weight for one in config.controlnets]}))
         call["control_guidance_start"] = [one.start for one in config.controlnets]
         call["control_guidance_end"] = [one.end for one in config.controlnets]
@@ -98,46 +115,61 @@ def guided(pipeline: Any, config: AdapterConfig) -> AbstractContextManager[None]
 
 def _refuse_at_output(ensemble: Ensemble, config: AdapterConfig) -> None:
     for key in ("controlnets", "image_prompts"):
-        if getattr(config, key) and len(ensemble.points) == 1 and len(ensemble.experts) > 1:
+        if getattr(config, key) and isinstance(ensemble, OutputEnsembleDenoiser):
             raise ValueError(
                 f"{key} are made for one architecture, and experts that meet at the output need not share one. Use "
                 f"level: block, or leave {key} out."
             )
 
 
-def _controlled(ensemble: Ensemble) -> type:
+def _controlled(ensemble: Ensemble) -> tuple[type, Any]:
     own = ensemble.experts[0].pipeline_class
-    for plain, controlled in _CONTROLLED.items():
-        if own is plain:
-            return controlled
-    raise ValueError(
-        f"controlnets are for experts of {' and '.join(plain.__name__ for plain in _CONTROLLED)}; these are of "
-        f"{'no pipeline' if own is None else own.__name__}. Use ensemble.pipeline(cls, controlnet=...) with the "
-        f"pipeline class of your ControlNet."
-    )
+    if own not in _CONTROLLED:
+        raise ValueError(
+            f"controlnets are for experts of {', '.join(plain.__name__ for plain in _CONTROLLED)}; these are of "
+            f"{'no pipeline' if own is None else own.__name__}. Use ensemble.pipeline(cls, controlnet=...) with the "
+            f"pipeline class of your ControlNet."
+        )
+    return _CONTROLLED[own]
 
 
 def _needs_unet(ensemble: Ensemble, key: str) -> None:
-    kind = type(ensemble.denoisers[0]).__name__
-    if kind != "UNet2DConditionModel":
-        raise ValueError(f"{key} is for experts with a U-Net (SD 1.x, 2.x, SDXL); these have a {kind}. Leave it out.")
+    for kind in (type(denoiser).__name__ for denoiser in ensemble.denoisers):
+        if kind != "UNet2DConditionModel":
+            raise ValueError(f"{key} is for experts with a U-Net (SD 1.x, 2.x, SDXL); one has a {kind}. Leave it out.")
 
 
-def _controlnet(one: ControlNetConfig, ensemble: Ensemble) -> Any:
+def _controlnet(one: ControlNetConfig, kind: Any, ensemble: Ensemble) -> Any:
     try:
-        net = ControlNetModel.from_pretrained(one.model, use_safetensors=True, torch_dtype=ensemble.dtype)
+        found = kind.load_config(one.model).get("_class_name", kind.__name__)
+        fits = found == kind.__name__
+        net = kind.from_pretrained(one.model, use_safetensors=True, torch_dtype=ensemble.dtype) if fits else None
     except (OSError, ValueError) as error:
         raise ValueError(
             f"controlnets.model: {one.model} holds no ControlNet that can be opened ({_first_line(error)}). Give a "
             f"folder or hub id with config.json and .safetensors weights."
         ) from error
-    width, expected = net.config.cross_attention_dim, ensemble.config.cross_attention_dim
-    if width != expected:
+    if net is None:
         raise ValueError(
-            f"controlnets.model: {one.model} reads text of width {width}, and the experts' is {expected} wide. Use a "
-            f"ControlNet made for their family."
+            f"controlnets.model: {one.model} is of class {found}, and ControlNets for these experts are of class "
+            f"{kind.__name__}. Use one of those, or ensemble.pipeline(cls, controlnet=...) with a pipeline class for it."
         )
+    for key in {"cross_attention_dim", "joint_attention_dim"} & set(net.config):
+        if net.config[key] != ensemble.config[key]:
+            raise ValueError(
+                f"controlnets.model: {one.model} reads text of width {net.config[key]}, and the experts' is "
+                f"{ensemble.config[key]} wide. Use a ControlNet made for their family."
+            )
     return net.to(ensemble.device)
+
+
+def _encoding_surely(vae: Any) -> Any:
+    """``vae``, whose codes hold no noise: SD3's ControlNet pipeline draws that of its picture without a generator."""
+    twin = copy.copy(vae)
+    twin.encode = lambda picture: SimpleNamespace(
+        latent_dist=SimpleNamespace(sample=vae.encode(picture).latent_dist.mode)
+    )
+    return twin
 
 
 def _image_encoder(one: ImagePromptConfig, ensemble: Ensemble) -> dict[str, Any]:
@@ -185,7 +217,8 @@ def _mask(file: str, height: int, width: int) -> Tensor:
 
 
 def _size(pipeline: Any, config: GenerateConfig) -> tuple[int, int]:
-    own = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    side = getattr(pipeline, "default_sample_size", None) or pipeline.unet.config.sample_size
+    own = side * pipeline.vae_scale_factor
     return config.height or own, config.width or own
 
 
