@@ -17,7 +17,8 @@ from diffusemble.settings import load_config
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.log import read_log
 from diffusemble.training.objective import prediction_error
-from diffusemble.training.train import Progress, train
+from diffusemble.training.train import Progress, build_ensemble, train
+from tiny import tiny_vae
 from training.small import small_config, small_experts
 
 
@@ -138,6 +139,15 @@ def test_experts_from_folders_and_their_ensemble_open_again(pictures: Path, tmp_
     saved = load_file(tmp_path.with_name("moved") / folder.name / "aggregator.safetensors")
     assert all(torch.equal(weight, saved[name]) for name, weight in opened.aggregator.state_dict().items())
     assert [expert.name for expert in opened.experts] == ["expert 0", "expert 1"]
+
+
+def test_one_vae_serves_all_experts(tmp_path: Path) -> None:
+    expert = small_experts(1)[0]
+    expert.pipeline_class(**expert.components, unet=expert.denoiser).save_pretrained(tmp_path / "expert")
+    tiny_vae(9).save_pretrained(tmp_path / "vae")
+    config = small_config(tmp_path, tmp_path, experts=str(tmp_path / "expert"), vae=str(tmp_path / "vae"))
+    vae = build_ensemble(config).experts[0].components["vae"]
+    assert torch.equal(vae.decoder.conv_in.weight, tiny_vae(9).decoder.conv_in.weight)
 
 
 def test_tensorboard_gets_the_log(experts: tuple[Expert, ...], pictures: Path, tmp_path: Path) -> None:
