@@ -10,10 +10,12 @@ import torch
 
 from diffusemble import record_attention
 from diffusemble.aggregators.storage import load_aggregator, save_aggregator
+from diffusemble.drawing import build_scheduler
 from diffusemble.ensembles.output_level import OutputEnsembleDenoiser, embed_level
 from diffusemble.experts.expert import Expert
 from diffusemble.families.check import terms_of
 from diffusemble.parametrisation.paths import Flow, Terms
+from diffusemble.registry import SCHEDULERS
 from tests.families.parts import ATOL, FAMILIES, draw, expert, retrained, stable, together
 
 
@@ -39,6 +41,20 @@ def test_an_expert_in_other_terms_draws_the_same(terms: str) -> None:
         np.testing.assert_allclose(
             draw(together([twin, original], weights=(0, 1)).pipeline()), draw(together([twin]).pipeline()), atol=ATOL
         )
+
+
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+def test_an_expert_in_other_terms_draws_the_same_with_every_sampler(sampler: str) -> None:
+    """Whatever the sampler tells the first expert between and beside the timesteps that it was trained at."""
+    original = expert("SD 1")
+    alone, twin = (
+        together(experts, weights=[0.0] * (len(experts) - 1) + [1.0]).pipeline()
+        for experts in ([original], [original, retrained(original, "flow")])
+    )
+    for pipeline in (alone, twin):
+        pipeline.scheduler = build_scheduler(sampler, pipeline.scheduler.config)
+    found, expected = (draw(one, num_inference_steps=4, negative_prompt=None) for one in (twin, alone))
+    np.testing.assert_allclose(found, expected, atol=ATOL)
 
 
 @pytest.mark.parametrize("name", ["SD 1", "SDXL", "PixArt", "AuraFlow", "SD 3", "FLUX"])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import StableDiffusionAdapterPipeline, StableDiffusionControlNetPipeline
 
 from diffusemble import OutputEnsembleDenoiser, build_output_aggregator
 from tests.families.parts import draw, expert, together
+from tiny_ensembles import controlnet
+from unet_inputs import image_prompt_weights
 
 
 def test_routers_and_foreign_aggregators_are_refused() -> None:
@@ -33,6 +36,21 @@ def test_what_only_one_architecture_understands_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"image_embeds is made for one architecture"):
         ensemble(**call, added_cond_kwargs={"image_embeds": [torch.zeros(1, 1, 4)]})
     assert torch.isfinite(ensemble(**call, cross_attention_kwargs={}).sample).all()
+
+
+def test_adapters_of_one_architecture_are_refused_before_they_are_installed() -> None:
+    ensemble = together([expert("SD 1"), expert("PixArt")])
+    net = controlnet(ensemble.denoisers[0])
+    for cls, part in ((StableDiffusionControlNetPipeline, "controlnet"), (StableDiffusionAdapterPipeline, "adapter")):
+        with pytest.raises(ValueError, match=r"(ControlNet|T2I-adapter) is made for one architecture.*level: block"):
+            ensemble.pipeline(cls, **{part: net})
+    weights = image_prompt_weights(ensemble.denoisers[0])
+    where = {"subfolder": None, "weight_name": "none", "image_encoder_folder": None}
+    with pytest.raises(ValueError, match="An IP-Adapter is made for one architecture"):
+        ensemble.pipeline().load_ip_adapter(weights, **where)
+    with pytest.raises(AttributeError, match="enable_freeu is asked of every expert, and PixArtTransformer2DModel"):
+        ensemble.pipeline().enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+    assert not hasattr(ensemble.denoisers[0].up_blocks[0], "s1")  # none got it
 
 
 def test_text_that_was_not_packed_for_these_experts_is_refused() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
+from diffusers import FluxKontextPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
 from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_text2img import (
     LatentConsistencyModelPipeline,
 )
@@ -17,7 +17,7 @@ from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_t
 from diffusemble import OutputEnsembleDenoiser
 from diffusemble.experts.expert import Expert
 from tests.families.parts import ATOL, draw, stable, tiny_pixart_pipeline, wider
-from tiny import as_expert, tiny_pipeline, tiny_scheduler, tiny_sdxl_pipeline, tiny_unet
+from tiny import as_expert, tiny_pipeline, tiny_refiner, tiny_scheduler, tiny_sdxl_pipeline, tiny_unet
 from tiny_dit import tiny_flux, tiny_flux_pipeline
 
 
@@ -45,6 +45,20 @@ def test_sdxl_is_told_what_sdxls_pipeline_is_told() -> None:
     assert given["added_cond_kwargs"]["time_ids"].tolist() == [[64, 48, 0, 0, 16, 16]] * 2
 
 
+def test_refiners_are_told_a_score() -> None:
+    """The pipeline's in a refiner's, diffusers' default in another; a base model beside a refiner is told sizes."""
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    redrawn = {"image": picture, "strength": 0.5, "aesthetic_score": 7.0, "height": None, "width": None}
+    first, second, base = as_expert(tiny_refiner(0), "one"), as_expert(tiny_refiner(1), "two"), xl()
+    scores = [[16, 16, 0, 0, 2.5], [16, 16, 0, 0, 7]]  # the first for the negative prompt
+    for experts, options, expected in (
+        ([first, second], redrawn, scores),
+        ([first, base], redrawn, [[16, 16, 0, 0, 16, 16]] * 2),
+        ([base, first], {}, [[16, 16, 0, 0, 6]] * 2),
+    ):
+        assert told(experts, **options)["added_cond_kwargs"]["time_ids"].tolist() == expected
+
+
 def test_large_pixarts_are_told_the_size_of_the_picture() -> None:
     pixart = as_expert(tiny_pixart_pipeline(sample_size=128, interpolation_scale=2), "pixart")
     assert pixart.denoiser.use_additional_conditions
@@ -66,6 +80,26 @@ def test_a_guided_flux_is_told_the_pipelines_scale_or_the_usual_one(first: str, 
     plain = as_expert(tiny_flux_pipeline(5, transformer=tiny_flux(5, guidance_embeds=False)), "schnell")
     given = told([guided if first == "guided" else plain, other], guidance_scale=2.5, negative_prompt=None)
     assert given["guidance"].tolist() == [scale]
+
+
+def test_flux_reads_one_prompt_with_all_its_encoders() -> None:
+    experts = [as_expert(tiny_flux_pipeline(seed), f"dev {seed}") for seed in (0, 1)]
+    with pytest.raises(ValueError, match=r"pooled text is of another prompt.*Leave prompt_2 out"):
+        told(experts, prompt_2="an owl", negative_prompt=None)
+
+
+def test_flux_that_follows_a_picture_is_refused() -> None:
+    pipeline = OutputEnsembleDenoiser([as_expert(tiny_flux_pipeline(), "dev")]).eval().pipeline(FluxKontextPipeline)
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    call = {"image": picture, "_auto_resize": False, "max_area": 256, "negative_prompt": None}
+    with pytest.raises(ValueError, match=r"one grid, here of 4 x 4, but the pipeline gives 32.*FLUX Kontext"):
+        draw(pipeline, **call)
+
+
+def test_a_length_for_one_tokenizer_is_refused() -> None:
+    pipeline = OutputEnsembleDenoiser([as_expert(tiny_flux_pipeline(), "dev")]).eval().pipeline()
+    with pytest.raises(ValueError, match=r"max_sequence_length=8 is .* of its own pipeline \(512 tokens"):
+        draw(pipeline, max_sequence_length=8, negative_prompt=None)
 
 
 def test_each_is_told_the_time_of_its_own_schedule() -> None:

@@ -30,7 +30,8 @@ def families() -> tuple[Family, ...]:
 
 def test_spelling_loses_nothing() -> None:
     tokenizer = SpellingTokenizer()
-    spelled = tokenizer(PROMPTS, padding="max_length", max_length=2, truncation=True, return_tensors="pt")
+    length = tokenizer.model_max_length
+    spelled = tokenizer(PROMPTS, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     assert tokenizer.batch_decode(spelled.input_ids) == PROMPTS
     assert spelled.attention_mask.tolist() == [[1]] * 3
     assert tokenizer.batch_decode(tokenizer("one", return_tensors="pt").input_ids) == ["one"]

@@ -64,6 +64,7 @@ class OutputEnsembleDenoiser(Ensemble):
         call = first.read(arguments)
         self._refuse(call.inputs)
         conditions = unpack_conditions(call.inputs["encoder_hidden_states"], self.families)
+        self._compare(call.inputs.get("pooled_projections"), conditions[0])
         outputs = [self._ask(index, call, own) for index, own in enumerate(conditions)]
         predictions = [output[:, : first.channels] for output in outputs]
         mixed = self.aggregator(0, predictions, self._context(call, conditions[0])).feature
@@ -104,10 +105,17 @@ class OutputEnsembleDenoiser(Ensemble):
         strange = [name for name, value in inputs.items() if name not in known and _says_something(value)]
         strange += [name for name in added if name not in ADDED and _says_something(added[name])]
         if strange:
+            raise ValueError(_ONE_ARCHITECTURE.format(strange[0]))
+
+    def _compare(self, pooled: Tensor | None, conditions: Conditions) -> None:
+        """FLUX reads ``prompt`` with CLIP and ``prompt_2`` with T5, and only the second reaches the other experts."""
+        own = conditions.get("pooled_projections")
+        if len(self.families) == 1 or pooled is None or own is None:
+            return
+        if not torch.allclose(pooled.float(), own.float(), rtol=0.01, atol=0.01):
             raise ValueError(
-                f"{strange[0]} is made for one architecture, but the experts of an ensemble at output level need not "
-                f"share one, and each runs by itself. Leave it out, use EnsembleDenoiser (level: block) if the experts "
-                f"are of one architecture, or aggregate pipelines (diffusemble.aggregate), each with its own controls."
+                "The pooled text is of another prompt than the text. FLUX reads prompt with CLIP and prompt_2 with T5, "
+                "but at output level the experts read one prompt with all their encoders. Leave prompt_2 out."
             )
 
     # -- what stands around it -------------------------------------------------------------------------------------
@@ -140,6 +148,9 @@ class OutputEnsembleDenoiser(Ensemble):
             'Add it to the experts it fits when you load them: load_experts(["a.safetensors+style.safetensors:0.7"]).'
         )
 
+    def _load_ip_adapter_weights(self, *args: Any, **options: Any) -> NoReturn:
+        raise ValueError(_ONE_ARCHITECTURE.format("An IP-Adapter"))
+
     def reading(self, text: Any) -> OutputEnsembleDenoiser:
         """Itself: the text of all experts comes in one packing, whatever the architecture of the first one."""
         return self
@@ -152,8 +163,11 @@ class OutputEnsembleDenoiser(Ensemble):
             components: parts to add or replace, by the names of the class's constructor.
 
         Raises:
-            ValueError: a part is missing or unknown.
+            ValueError: a part is missing or unknown, or made for one architecture.
         """
+        for part, what in (("controlnet", "A ControlNet"), ("adapter", "A T2I-adapter")):
+            if components.get(part) is not None:
+                raise ValueError(_ONE_ARCHITECTURE.format(what))
         taken = inspect.signature(cls or self.experts[0].pipeline_class or object).parameters
         texts = {name: part for name, part in text_parts(self.families).items() if name in taken}
         return build_pipeline(self, self.experts[:1], cls, {**texts, **components})
@@ -167,6 +181,11 @@ class OutputEnsembleDenoiser(Ensemble):
         super()._check()
 
 
+_ONE_ARCHITECTURE = (
+    "{} is made for one architecture, but the experts of an ensemble at output level need not share one, and each runs "
+    "by itself. Leave it out, use EnsembleDenoiser (level: block) if the experts are of one architecture, or aggregate "
+    "pipelines (diffusemble.aggregate), each with its own controls."
+)
 ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
 """What pipelines give beside the text that every expert that needs it can be given, or has of its own."""
 

@@ -50,9 +50,20 @@ class FluxFamily(Family):
         return channels // PATCH**2
 
     def read(self, arguments: dict[str, Any]) -> Call:
-        """A call with the latents back on their grid, whose size the places of the tokens tell."""
+        """A call with the latents back on their grid, whose size the places of the tokens tell.
+
+        Raises:
+            ValueError: there are more tokens than that, as with pictures to follow.
+        """
         tokens, timestep = arguments.pop(self.sample), arguments.pop("timestep")
-        height, width = ((int(side) + 1) * PATCH for side in arguments["img_ids"][:, 1:].amax(dim=0))
+        rows, columns = (int(side) + 1 for side in arguments["img_ids"][:, 1:].amax(dim=0))
+        if tokens.shape[1] != rows * columns:
+            raise ValueError(
+                f"At output level the tokens of a picture are one grid, here of {rows} x {columns}, but the pipeline "
+                f"gives {tokens.shape[1]}: others describe a picture to follow (FLUX Kontext). Use FluxPipeline, or "
+                f"its image to image and inpainting."
+            )
+        height, width = rows * PATCH, columns * PATCH
         sample = FluxPipeline._unpack_latents(tokens, height, width, vae_scale_factor=1)
         return Call(sample, timestep, arguments)
 

@@ -22,6 +22,7 @@ from diffusemble.families.base import Conditions, Family
 
 BEYOND = -1  # fills a shorter prompt up; no letter has this number
 LONGEST = 65536
+TOKENS = 1  # of a prompt, once it is packed; pipelines ask for negative prompts of that length
 
 
 def pack_conditions(conditions: Sequence[Conditions], dtype: torch.dtype | None = None) -> Tensor:
@@ -59,16 +60,34 @@ def unpack_conditions(packed: Tensor, families: Sequence[Family]) -> tuple[Condi
 
 
 class SpellingTokenizer:
-    """Stands where ``pipe.tokenizer`` stands: letters as numbers, so that no expert's tokenizer misses anything."""
+    """Stands where ``pipe.tokenizer`` stands: letters as numbers, so that no expert's tokenizer misses anything.
+
+    Args:
+        usual: length that the first expert's pipeline gives prompts for T5 where nobody says another; None for none.
+    """
 
     model_max_length = LONGEST
     added_tokens_encoder: dict[str, int] = {}  # noqa: RUF012 (pipelines read it; nothing is ever added)
 
-    def __call__(self, text: str | Sequence[str], return_tensors: str | None = None, **_: Any) -> BatchEncoding:
-        """``input_ids [b s]`` with the prompts' Unicode numbers, whatever length and padding the pipeline asks for.
+    def __init__(self, usual: int | None = None) -> None:
+        self.usual = usual
+
+    def __call__(
+        self, text: str | Sequence[str], return_tensors: str | None = None, max_length: int | None = None, **_: Any
+    ) -> BatchEncoding:
+        """``input_ids [b s]`` with the prompts' Unicode numbers, whatever padding the pipeline asks for.
 
         The mask covers one token per prompt: that is what the text encoder makes of it.
+
+        Raises:
+            ValueError: ``max_length`` is somebody's choice.
         """
+        if max_length not in (None, LONGEST, self.usual, TOKENS):
+            raise ValueError(
+                f"max_sequence_length={max_length} is a length for one tokenizer, but at output level every expert "
+                f"reads the prompt to the length of its own pipeline ({self.usual} tokens of T5 for the first one). "
+                f"Leave max_sequence_length out."
+            )
         prompts = [text] if isinstance(text, str) else list(text)
         longest = max(1, *(len(prompt) for prompt in prompts))
         ids = [[*map(ord, prompt), *[BEYOND] * (longest - len(prompt))] for prompt in prompts]
@@ -167,13 +186,16 @@ def text_parts(families: Sequence[Family]) -> dict[str, Any]:
 
     SDXL's pipelines would also make zeros of a missing negative prompt, for all experts alike; each has its own way.
     """
+    cls: Any = families[0].expert.pipeline_class
     first = families[0].parts
     names = [name for name in first if name.startswith("text_encoder") and first[name] is not None]
-    if "text_encoder_3" in inspect.signature(families[0].expert.pipeline_class or object).parameters:
+    if "text_encoder_3" in inspect.signature(cls).parameters:
         names = ["text_encoder", "text_encoder_2", "text_encoder_3"]  # also where SD3 does without T5
     wide = {"text_encoder_3": 2}  # SD3: T5's tokens follow those of two encoders side by side
     parts: dict[str, Any] = {name: OutputTextEncoder(families, name, wide.get(name, 1)) for name in names}
-    parts |= {name.replace("text_encoder", "tokenizer"): SpellingTokenizer() for name in names}
+    usual = inspect.signature(cls.encode_prompt).parameters.get("max_sequence_length")
+    tokenizer = SpellingTokenizer(usual.default if usual else None)
+    parts |= {name.replace("text_encoder", "tokenizer"): tokenizer for name in names}
     if "force_zeros_for_empty_prompt" in first:
         parts["force_zeros_for_empty_prompt"] = False
     return parts
@@ -185,7 +207,8 @@ def _encode(families: Sequence[Family], prompts: Sequence[str], device: torch.de
     found = []
     for family in families:
         encoders = (id(part) for key, part in family.parts.items() if key.startswith("text_encoder"))
-        key = (family.expert.pipeline_class, *family.shapes.items(), *encoders)
+        zeros = family.parts.get("force_zeros_for_empty_prompt")
+        key = (family.expert.pipeline_class, *family.shapes.items(), zeros, *encoders)
         if key not in done:
             done[key] = family.encode(prompts, device)
         found.append(done[key])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusemble.families.base import Conditions, Family
 
-TIME_IDS = 6  # of SDXL: original size, corner of the crop, size
+AESTHETIC_SCORE = 6.0  # that a refiner is told in a pipeline that tells none; diffusers' default
 
 
 class UNetFamily(Family):
@@ -63,15 +63,24 @@ class UNetFamily(Family):
         return conditions.get("text_embeds")
 
     def arguments(self, sample: Tensor, conditions: Conditions, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Sizes for SDXL are those the pipeline gives, or the picture's own, uncropped."""
+        """Sizes for SDXL (for refiners: and a score) are those the pipeline gives, or the picture's own, uncropped."""
         found: dict[str, Any] = {name: part for name, part in conditions.items() if name != "text_embeds"}
         if self._pooling:
             given = (inputs.get("added_cond_kwargs") or {}).get("time_ids")
-            if given is None or given.shape[-1] != TIME_IDS:
-                size = self.pixels(sample)
-                given = sample.new_tensor([*size, 0, 0, *size]).expand(len(sample), -1)
+            if given is None or given.shape[-1] != self._time_ids:
+                height, width = self.pixels(sample)
+                last = (height, width) if self._time_ids == 6 else (AESTHETIC_SCORE,)
+                given = sample.new_tensor([height, width, 0, 0, *last]).expand(len(sample), -1)
             found["added_cond_kwargs"] = {"text_embeds": conditions["text_embeds"], "time_ids": given}
         return found
+
+    @property
+    def _time_ids(self) -> int:
+        """Numbers it reads of the picture: original size, corner of the crop, then size or (refiners) a score."""
+        config = self.denoiser.config
+        pooled = self.shapes["text_embeds"][0]
+        numbers: int = (config.projection_class_embeddings_input_dim - pooled) // config.addition_time_embed_dim
+        return numbers
 
     @property
     def _pooling(self) -> bool:
