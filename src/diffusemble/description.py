@@ -100,7 +100,11 @@ def describe(ensemble: Ensemble, latent_size: tuple[int, int] | None = None) -> 
     Args:
         ensemble: what to describe; it is not run.
         latent_size: height and width of the latents; the experts' own size by default.
+
+    Raises:
+        ValueError: the experts meet at their output.
     """
+    _ = ensemble.blocks  # raises where there are none
     own = getattr(ensemble.config, "sample_size", FLUX_SIDE)
     height, width = latent_size or ((own, own) if isinstance(own, int) else own)
     with torch.device("meta"), torch.no_grad():

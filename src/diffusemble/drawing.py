@@ -178,7 +178,7 @@ def _run(stages: tuple[Any, Any | None], jobs: Sequence[tuple[str, int]], config
         "num_inference_steps": config.steps,
         "height": config.height,
         "width": config.width,
-        "callback_on_step_end": step_done,
+        **_known(pipeline, {"callback_on_step_end": step_done, "use_resolution_binning": False}),  # PixArt has its own
         **_guidance(pipeline, config, len(jobs)),
         **_length(pipeline),
         **adapter_call(pipeline, config),
@@ -189,6 +189,12 @@ def _run(stages: tuple[Any, Any | None], jobs: Sequence[tuple[str, int]], config
         return pipeline(**call).images
 
 
+def _known(pipeline: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that calls of this pipeline take."""
+    names = inspect.signature(type(pipeline).__call__).parameters
+    return {name: value for name, value in settings.items() if name in names}
+
+
 def _guidance(pipeline: Any, config: GenerateConfig, count: int) -> dict[str, Any]:
     """How this pipeline is told the guidance scale and what not to draw.
 
@@ -196,8 +202,8 @@ def _guidance(pipeline: Any, config: GenerateConfig, count: int) -> dict[str, An
         ValueError: something not to draw, for a FLUX whose guidance is built in.
     """
     negative = [config.negative] * count
-    if "true_cfg_scale" not in inspect.signature(type(pipeline).__call__).parameters:
-        return {"guidance_scale": config.guidance, "negative_prompt": negative if config.negative else None}
+    if not _known(pipeline, {"true_cfg_scale": None}):
+        return {"guidance_scale": config.guidance, **({"negative_prompt": negative} if config.negative else {})}
     if not pipeline.transformer.config.get("guidance_embeds", False):
         return {"true_cfg_scale": config.guidance, "negative_prompt": negative if config.guidance > 1 else None}
     if config.negative:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from diffusemble.aggregators.mean import Mean, MeanOptions
+from diffusemble.aggregators.storage import name_of
 from diffusemble.config.adapters import AdapterConfig
 from diffusemble.config.ensemble import AggregatorConfig, EnsembleConfig, RefinerConfig
 from diffusemble.config.generate import GenerateConfig, MadeWith
 from diffusemble.drawing import Picture, choose_maps, draw, placement
 from diffusemble.ensembles.assembly import assemble, open_ensemble
 from diffusemble.ensembles.base import Ensemble
-from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import load_experts
 from diffusemble.memory.keep import MemoryReport, on_host, within_memory
 from diffusemble.pictures.attention import attention_picture
@@ -123,7 +123,6 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
     tell(0.0, "loading experts")
     ensemble = build_ensemble(on_host(config))
     refiner = None if config.refiner is None else build_ensemble(_beside(config.refiner, config))
-    _refuse_silent(ensemble.experts[0])
     choice = choose_maps(ensemble, config)
     with within_memory(ensemble, config) as keeper:
         now = made_with(ensemble, refiner)
@@ -154,7 +153,9 @@ def build_ensemble(config: EnsembleConfig) -> Ensemble:
         sources = ["+".join((source, *loras)) for source in config.experts]
         experts = load_experts(sources, dtype=dtype, device=device, base=config.base, vae=config.vae)
         choice = config.aggregator or AggregatorConfig(name="mean")
-        ensemble = assemble(experts, config.level, choice.name, _options(choice, config))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # weights that nobody trained are the same the next time
+            ensemble = assemble(experts, config.level, choice.name, _options(choice, config))
     ensemble.aggregator.to(device=device, dtype=dtype)
     return ensemble.eval()
 
@@ -185,17 +186,13 @@ def _options(choice: AggregatorConfig, config: EnsembleConfig) -> dict[str, Any]
     return {**guidance, **choice.options}
 
 
-def _refuse_silent(first: Expert) -> None:
-    """Pipelines that tell nobody of their steps cannot be drawn with here."""
-    cls: Any = first.pipeline_class
-    if "callback_on_step_end" not in inspect.signature(cls.__call__).parameters:
-        raise ValueError(
-            f"generate draws with pipelines that report their steps (callback_on_step_end), and {cls.__name__} of "
-            f"expert {first.name!r} does not. Name another expert first, or draw with ensemble.pipeline() in Python."
-        )
-
-
 def _warn(config: GenerateConfig, ensemble: Ensemble, now: MadeWith) -> None:
+    if _saved(config) is None and any(True for _ in ensemble.aggregator.parameters()):
+        log.warning(
+            "The weights of aggregator %r are fresh: it was not trained for these experts. Train it (diffusemble "
+            "train), then draw with --ensemble and the folder that this leaves.",
+            name_of(ensemble.aggregator),
+        )
     for difference in differences(config.made_with, now) if config.made_with else ():
         log.warning("The picture may differ from the saved one: %s.", difference)
     parts = ensemble.experts[0].components

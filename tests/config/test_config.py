@@ -39,6 +39,8 @@ def test_dotted_overrides_reach_into_nested_keys() -> None:
 def test_short_forms() -> None:
     config = GenerateConfig(prompts=["x"], aggregator="sabw", attention=True, seeds=3, experts="a.safetensors")
     assert config.aggregator == AggregatorConfig(name="sabw")
+    options = load_config(GenerateConfig, None, ["prompts=x", "aggregator.options.points=last"])
+    assert options.aggregator == AggregatorConfig(name="mean", options={"points": "last"})
     assert (config.attention, config.seeds, config.experts) == (AttentionConfig(), (3,), ("a.safetensors",))
     assert GenerateConfig(prompts="x", attention=False).attention is None
 

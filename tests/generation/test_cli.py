@@ -15,7 +15,9 @@ from typer.testing import CliRunner, Result
 from diffusemble import __version__
 from diffusemble.app.cli import app
 from diffusemble.app.tables import count, operations
-from diffusemble.app.terminal import advice
+from diffusemble.app.terminal import QUIET, advice, progress_bar
+from ldm import save_ldm
+from tiny import tiny_pipeline
 
 
 def run(*arguments: str | Path) -> Result:
@@ -171,6 +173,25 @@ def test_describe_prints_experts_points_and_costs(folders: tuple[str, ...], trai
         assert text in done.output
     whole = run("describe", trained)
     assert "sabw (points all, width 16" in whole.output
+
+
+def test_a_base_gives_single_files_what_they_lack(folders: tuple[str, ...], tmp_path: Path) -> None:
+    file = save_ldm(tiny_pipeline(1), tmp_path / "moss.safetensors", without=("vae",))
+    done = run("describe", file, "--base", folders[0])
+    assert done.exit_code == 0, done.output
+    assert "moss" in done.output
+
+
+def test_without_a_terminal_long_runs_leave_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("diffusemble.app.terminal.monotonic", lambda: now)
+    with progress_bar("starting") as tell:
+        for step in range(1, 6):
+            now += QUIET / 2
+            tell(step / 5, f"steps {step}")
+    assert capsys.readouterr().err == " 40%  steps 2\n 80%  steps 4\n"
 
 
 def test_the_zoo_is_listed() -> None:

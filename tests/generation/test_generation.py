@@ -139,6 +139,17 @@ def test_aggregator_and_type_are_those_of_the_configuration(folders: tuple[str, 
     assert not half.training
 
 
+def test_weights_that_nobody_trained_are_told_and_are_the_same_again(
+    folders: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    fresh = generate(config_of(prompts="a cat", experts=folders, aggregator="mixture-blocks"))
+    assert messages(caplog)[0].startswith("The weights of aggregator 'mixture-blocks' are fresh: it was not")
+    caplog.clear()
+    again = generate(fresh.config)
+    assert len(messages(caplog)) == 1  # and nothing has changed
+    assert again.pictures[0].image.tobytes() == fresh.pictures[0].image.tobytes()
+
+
 def test_magicfusion_measures_with_the_guidance_of_the_drawing(folders: tuple[str, ...]) -> None:
     def guidance(**settings: Any) -> float:
         return build_ensemble(config_of(experts=folders, **settings)).aggregator.options.guidance

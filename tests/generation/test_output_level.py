@@ -11,6 +11,7 @@ import torch
 from PIL import ImageChops
 
 from diffusemble import EnsembleDenoiser, GenerateConfig, OutputEnsembleDenoiser, generate, load_experts, open_ensemble
+from diffusemble.description import describe
 from diffusemble.ensembles.output_level import build_output_aggregator
 from diffusemble.evaluation.config import EvaluateConfig
 from diffusemble.evaluation.specs import choose_systems
@@ -80,17 +81,20 @@ def test_the_zoo_s_trained_aggregator_is_for_blocks(sources: tuple[str, str]) ->
         build_ensemble(GenerateConfig(**FAST, experts=sources))
 
 
-def test_pipelines_that_report_no_steps_do_not_come_first(sources: tuple[str, str], tmp_path: Path) -> None:
+def test_a_pipeline_that_reports_no_steps_draws_all_the_same(sources: tuple[str, str], tmp_path: Path) -> None:
     tiny_pixart_pipeline().save_pretrained(tmp_path / "pixart")
-    settings = {**FAST, "level": "output"}
-    with pytest.raises(ValueError, match=r"PixArtSigmaPipeline of expert 'pixart' does not. Name another expert first"):
-        generate(GenerateConfig(**settings, experts=(str(tmp_path / "pixart"), sources[0])))
-    assert generate(GenerateConfig(**settings, experts=(sources[0], str(tmp_path / "pixart")))).pictures
+    found = generate(
+        GenerateConfig(**FAST, level="output", experts=(str(tmp_path / "pixart"), sources[0]), compare=True)
+    )
+    assert found.pictures[0].image.size == (16, 16)
+    assert found.sheet is not None
 
 
 def test_what_needs_blocks_says_so(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"every expert runs whole.*level: block"):
         open_ensemble(saved).blocks
+    with pytest.raises(ValueError, match=r"cost counts.*level: block"):
+        describe(open_ensemble(saved))
 
 
 def test_lengths_of_prompts_are_the_experts_own_in_training() -> None:

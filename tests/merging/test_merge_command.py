@@ -29,7 +29,7 @@ def test_it_says_what_it_did_and_how_to_draw() -> None:
         "merged    out.safetensors",
         "by        weighted of a.safetensors, b.safetensors",
         "holds     27 tensors of the file",
-        'draw:     diffusemble generate "a prompt" --experts out.safetensors --set base=FOLDER_OF_ITS_ARCHITECTURE',
+        'draw:     diffusemble generate "a prompt" --experts out.safetensors --base FOLDER_OF_ITS_ARCHITECTURE',
     ]
     assert (load_file("out.safetensors")[M00] - (weights(0)[M00] + 3 * weights(1)[M00]) / 4).abs().max() < 1e-6
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from diffusemble.config.ensemble import AggregatorConfig
 from diffusemble.settings import dump_config, load_config
 from diffusemble.training.config import DataConfig, TrainConfig
 from training.small import small_config
@@ -19,6 +20,13 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert (config.size, config.steps * config.batch) == (512, 100_000)
     assert config.experts == ("one",)
     assert config.cache_folder == Path("out/cache")
+
+
+def test_options_alone_are_those_of_the_default_aggregator() -> None:
+    needed = ["experts=one", "data.path=x", "output=out"]
+    small = load_config(TrainConfig, None, [*needed, "aggregator.options.preset=small"])
+    assert small.aggregator == AggregatorConfig(name="sabw", options={"preset": "small"})
+    assert load_config(TrainConfig, None, [*needed, "aggregator=mean"]).aggregator == AggregatorConfig(name="mean")
 
 
 def test_parts_must_be_equal() -> None:

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
+from diffusemble.app.flags import Config, Settings
 from diffusemble.app.terminal import hush_bars, out, progress_bar
-
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file.")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys on top of the file.")]
 
 
 def search(settings: Settings = None, config: Config = None) -> None:

@@ -11,7 +11,21 @@ import typer
 from diffusemble.app import block_weights, study
 from diffusemble.app.control import control
 from diffusemble.app.distill import distill
-from diffusemble.app.drawing_flags import Lora, RefineFrom, RefinerExperts, refiner_of, seeds_of, size_of
+from diffusemble.app.flags import (
+    Aggregator,
+    Base,
+    Config,
+    Ensemble,
+    Level,
+    Lora,
+    RefineFrom,
+    RefinerExperts,
+    Set,
+    Settings,
+    refiner_of,
+    seeds_of,
+    size_of,
+)
 from diffusemble.app.inspect import inspect
 from diffusemble.app.merge import merge
 from diffusemble.app.report import report
@@ -31,15 +45,11 @@ app = typer.Typer(
 zoo_app = typer.Typer(help="The small experts that ship with the package.", invoke_without_command=True)
 app.add_typer(zoo_app, name="zoo")
 
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file, or a picture that was saved before.")]
+Drawn = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file, or a picture that was saved before.")]
 Experts = Annotated[
     list[str] | None,
     typer.Option("--experts", "-e", help="Folder, hub id, .safetensors file, zoo:NAME or zoo:GROUP (+LORA:0.7)."),
 ]
-Ensemble = Annotated[str | None, typer.Option(help="Folder of a saved or trained ensemble.")]
-Aggregator = Annotated[str | None, typer.Option("--aggregator", "-a", help="How to combine experts, such as mean.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Any key of the configuration, as key=value.")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys on top of the file.")]
 
 
 def _version(wanted: bool) -> None:
@@ -63,17 +73,18 @@ def diffusemble(
 @app.command()
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to draw.")] = None,
-    config: Config = None,
+    config: Drawn = None,
     experts: Experts = None,
+    base: Base = None,
     ensemble: Ensemble = None,
     aggregator: Aggregator = None,
-    level: Annotated[str | None, typer.Option(help="Where experts meet: block (default), or output.")] = None,
+    level: Level = None,
     negative: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="One picture of every prompt for each seed.")] = None,
     images: Annotated[int | None, typer.Option("--images", "-n", min=1, help="Seeds, counting up from --seed.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps (50).")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (7.5); 1 switches it off.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="ddim (default), pndm, dpm++ or euler.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim (default), pndm, dpm++, euler or lcm.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, such as 512x768.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also a sheet: each expert, mean, ensemble.")] = False,
     attention: Annotated[bool, typer.Option("--attention", help="Also who drew what, where and when.")] = False,
@@ -95,7 +106,9 @@ def generate(
         raise ValueError('There is nothing to draw. Give a prompt: diffusemble generate "a tiger, noto style".')
     flags = {
         **_given(prompts=prompts, experts=experts, ensemble=ensemble, aggregator=_named(aggregator), negative=negative),
-        **_given(level=level, seeds=seeds_of(seed, images), steps=steps, guidance=guidance, scheduler=scheduler),
+        **_given(
+            base=base, level=level, seeds=seeds_of(seed, images), steps=steps, guidance=guidance, scheduler=scheduler
+        ),
         **_given(compare=compare or None, attention=attention or None, memory_budget=memory_budget, **size_of(size)),
         **_given(loras=lora, refiner=refiner_of(refiner_experts, refine_from)),
     }
@@ -115,6 +128,7 @@ def generate(
 @app.command()
 def describe(
     sources: Annotated[list[str] | None, typer.Argument(help="Experts, or the folder of an ensemble.")] = None,
+    base: Base = None,
     ensemble: Ensemble = None,
     aggregator: Aggregator = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels to reckon the cost for.")] = None,
@@ -126,7 +140,7 @@ def describe(
 
     if sources and len(sources) == 1 and (Path(sources[0]) / "ensemble.json").is_file():
         ensemble, sources = sources[0], None
-    flags = _given(experts=sources, ensemble=ensemble, aggregator=_named(aggregator))
+    flags = _given(experts=sources, base=base, ensemble=ensemble, aggregator=_named(aggregator))
     run = load_config(EnsembleConfig, None, sets or (), **{"device": "cpu", **flags})
     with progress_bar("loading experts"):
         from diffusemble.description import describe as count
@@ -144,7 +158,10 @@ def describe(
 
 @app.command()
 def train(settings: Settings = None, config: Config = None) -> None:
-    """Train an aggregator; the same command again goes on where it stopped."""
+    """Train an aggregator; the same command again goes on where it stopped.
+
+    Three keys are needed: `diffusemble train experts=[a.safetensors,b.safetensors] data.path=pictures output=mine`.
+    """
     from diffusemble.settings import load_config
     from diffusemble.training.config import TrainConfig
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffusemble.app.flags import Settings
 from diffusemble.app.terminal import hush_bars, out, progress_bar
 from diffusemble.registry import COMBINES
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from diffusemble.scene.draw import SavedScene
 
 Scene = Annotated[str | None, typer.Argument(help="A YAML file, or a picture that was saved before.")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys on top of the file.")]
 
 
 def control(

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
+from diffusemble.app.flags import Config, Settings
 from diffusemble.app.terminal import hush_bars, out, progress_bar, training_line
-
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys on top of the file.")]
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file.")]
 
 
 def distill(settings: Settings = None, config: Config = None) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffusemble.app.flags import Config
 from diffusemble.app.terminal import hush_bars, out, progress_bar
 from diffusemble.registry import MERGES
 
@@ -19,7 +19,7 @@ def merge(
     experts: Annotated[
         list[str] | None, typer.Argument(help="Folders, hub ids, .safetensors files, zoo:NAME or zoo:GROUP.")
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file.")] = None,
+    config: Config = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help=f"{', '.join(MERGES)}.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that differences are taken from.")] = None,
     output: Annotated[str | None, typer.Option("--out", "-o", help="File or folder that does not exist yet.")] = None,
@@ -53,6 +53,6 @@ def _summary(merged: Merged, method: str, base: str | None) -> str:
     rest = "" if merged.parts == ("",) else f"; everything else is from {merged.experts[0]}"
     how = f"{merged.tensors} tensors of the {parts}{rest}" if parts else "all models are the same: a copy of the first"
     # A file has no configuration of its own: generate takes that of a folder.
-    beside = " --set base=FOLDER_OF_ITS_ARCHITECTURE" if merged.parts == ("",) else ""
+    beside = " --base FOLDER_OF_ITS_ARCHITECTURE" if merged.parts == ("",) else ""
     draw = f'diffusemble generate "a prompt" --experts {merged.out}{beside}'
     return f"merged    {merged.out}\nby        {what}\nholds     {how}\ndraw:     {draw}"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from diffusemble.app.flags import Config, Settings
 from diffusemble.app.terminal import hush_bars, out, progress_bar
 
 Name = Annotated[str | None, typer.Argument(help="Which study; without a name they are listed.")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys on top of the file.")]
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file.")]
 
 
 def study(name: Name = None, settings: Settings = None, config: Config = None) -> None:

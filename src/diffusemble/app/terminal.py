@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 MISTAKE, INTERRUPTED = 2, 130
 """Exit codes: something the user can mend, and Ctrl-C."""
+
+QUIET = 60.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 
 class Commands(TyperGroup):
@@ -96,10 +100,13 @@ def say_error(message: str) -> None:
 
 @contextmanager
 def progress_bar(first: str) -> Iterator[Callable[[float, str], None]]:
-    """A bar with time left while the block runs; gives ``tell(share, what)``. Shown on terminals only."""
+    """Shows how far the block is; gives ``tell(share, what)``. A bar with time left on terminals, else a few lines."""
     console = err()
+    if not console.is_terminal:
+        yield _lines(console)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(first, total=None)
 
         def tell(share: float, what: str) -> None:
@@ -107,6 +114,19 @@ def progress_bar(first: str) -> Iterator[Callable[[float, str], None]]:
             bar.update(task, total=1.0 if share > 0 else None, completed=share, description=what)
 
         yield tell
+
+
+def _lines(console: Console) -> Callable[[float, str], None]:
+    """``tell`` where no bar can be drawn: a line now and then, so that short runs say nothing."""
+    last = monotonic()
+
+    def tell(share: float, what: str) -> None:
+        nonlocal last
+        if monotonic() - last >= QUIET:
+            last = monotonic()
+            console.print(f"{share:4.0%}  {what}", markup=False)
+
+    return tell
 
 
 class _Speaker(logging.Handler):

@@ -11,8 +11,15 @@ from diffusemble.config.schema import Schema, Text, Texts, known
 from diffusemble.registry import AGGREGATORS
 
 
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+def named(default: str) -> BeforeValidator:
+    """What turns an aggregator's name alone into its configuration, and options alone into those of ``default``."""
+
+    def complete(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        return {"name": default, **value} if isinstance(value, Mapping) else value
+
+    return BeforeValidator(complete)
 
 
 class AggregatorConfig(Schema):
@@ -46,7 +53,7 @@ class EnsembleConfig(Schema):
     experts: Texts = ("zoo:topics",)
     base: Text | Texts | None = None
     vae: Text | None = None
-    aggregator: Annotated[AggregatorConfig | None, BeforeValidator(_named)] = None
+    aggregator: Annotated[AggregatorConfig | None, named("mean")] = None
     level: Literal["block", "output"] = "block"
     ensemble: Text | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

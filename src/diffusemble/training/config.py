@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from diffusemble.config.ensemble import AggregatorConfig
+from diffusemble.config.ensemble import AggregatorConfig, named
 from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.schema import Prompts, Scheduler, Schema, Seed, Text, Texts
 from diffusemble.training.loss_config import LevelsConfig, ObjectiveConfig
@@ -192,7 +192,7 @@ class TrainConfig(RunConfig):
     base: Text | Texts | None = None
     vae: Text | None = None
     level: Literal["block", "output"] = "block"
-    aggregator: AggregatorConfig = AggregatorConfig(name="sabw")
+    aggregator: Annotated[AggregatorConfig, named("sabw")] = AggregatorConfig(name="sabw")
     objective: ObjectiveConfig = ObjectiveConfig()
 
     @model_validator(mode="after")

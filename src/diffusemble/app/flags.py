@@ -1,12 +1,22 @@
-"""Flags of ``diffusemble generate`` that stand for keys of another shape."""
+"""Flags that several commands have, and those that stand for keys of another shape."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys on top of the file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any key of the configuration, as key=value.")]
+Ensemble = Annotated[str | None, typer.Option(help="Folder of a saved or trained ensemble.")]
+Aggregator = Annotated[str | None, typer.Option("--aggregator", "-a", help="How to combine experts, such as mean.")]
+Base = Annotated[
+    list[str] | None, typer.Option(help="Folder, hub id or zoo:NAME that gives .safetensors files what they lack.")
+]
+Level = Annotated[str | None, typer.Option(help="Where experts meet: block (default), or output.")]
 Lora = Annotated[
     list[str] | None, typer.Option(help="A LoRA for every expert, as style.safetensors:0.7; once for each.")
 ]
