@@ -31,6 +31,7 @@ SCHEDULER_SETTINGS: Mapping[str, Mapping[str, Any]] = {
 FLOW_SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ddim": ("FlowMatchEulerDiscreteScheduler", {}),
     "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "lcm": ("FlowMatchLCMScheduler", {}),
     "dpm++": ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
 }
 """Classes and settings of the samplers for experts of a flow (FLUX, SD3), where DDIM's step is Euler's."""

@@ -2,109 +2,154 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, LCMScheduler
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LCMScheduler,
+)
 from torch import Tensor
 
 from diffusemble.training.consistency import (
+    Jump,
+    Place,
     boundary,
-    clean_and_noise,
     consistent,
     guided,
     huber_distance,
     jump_on_grid,
     solver_step,
 )
-from diffusemble.training.objective import Level, add_noise, target_of
+from diffusemble.training.objective import Diffusion, Level, add_noise, target_of
 from training.small import SCHEDULE
 
-KINDS = ["epsilon", "v_prediction"]
-
-
-def level_of(alphas: Tensor) -> Level:
-    return Level(alphas.sqrt(), (1 - alphas).sqrt())
+KINDS = ["epsilon", "v_prediction", "sample", "flow_prediction"]
+NOISE_KINDS = ["epsilon", "v_prediction"]
 
 
 def latents(*seeds: int) -> tuple[Tensor, ...]:
     return tuple(torch.randn(3, 4, 5, 7, generator=torch.Generator().manual_seed(seed)) for seed in seeds)
 
 
-def test_at_time_zero_the_function_is_the_identity() -> None:
+def process(kind: str, shift: float = 3.0) -> Diffusion:
+    if kind == "flow_prediction":
+        return Diffusion.flow(1000, shift)
+    return Diffusion.preserving(DDIMScheduler(**SCHEDULE).alphas_cumprod, kind)
+
+
+def place_of(diffusion: Diffusion, *points: int) -> Place:
+    return Place(diffusion.at(torch.tensor(points)), diffusion.times[list(points)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_time_zero_the_function_is_the_identity(kind: str) -> None:
     prediction, noisy = latents(0, 1)
-    times = torch.zeros(3, dtype=torch.long)
-    assert torch.equal(consistent(prediction, noisy, times, torch.full((3,), 0.9), "epsilon"), noisy)
-    at = boundary(times)
-    assert at.skip.tolist() == [1, 1, 1]
-    assert at.out.tolist() == [0, 0, 0]
+    first = process(kind).at(torch.zeros(3, dtype=torch.long))
+    clean = Level(torch.ones(3), torch.zeros(3))  # where a flow starts; a diffusion does so beside it
+    start = Place(clean if kind == "flow_prediction" else first, torch.zeros(3))
+    assert torch.equal(consistent(prediction, noisy, start, kind), noisy)
 
 
 def test_the_boundary_is_that_of_the_scheduler() -> None:
     times = torch.tensor([1, 19, 999])
     skip, out = zip(*map(LCMScheduler().get_scalings_for_boundary_condition_discrete, times), strict=True)
-    assert torch.allclose(boundary(times).skip, torch.stack(skip))
-    assert torch.allclose(boundary(times).out, torch.stack(out))
+    assert torch.allclose(boundary(times, "epsilon").skip, torch.stack(skip))
+    assert torch.allclose(boundary(times, "epsilon").out, torch.stack(out))
 
 
 @pytest.mark.parametrize("grid", [50, 100, 30])
 def test_jumps_lie_on_the_grid_of_the_scheduler(grid: int) -> None:
-    jump = jump_on_grid(torch.arange(1000), 1000, grid)
+    jump = jump_on_grid(torch.arange(1000), process("epsilon"), grid)
     scheduler = LCMScheduler(original_inference_steps=grid, **SCHEDULE)
     scheduler.set_timesteps(grid, original_inference_steps=grid)
     points = scheduler.timesteps.flip(0)
-    assert torch.equal(jump.start.unique(), points)
+    assert torch.equal(jump.start.times.unique(), points)
     before = dict(zip(points.tolist(), [0, *points[:-1].tolist()], strict=True))
-    assert jump.end.tolist() == [before[start] for start in jump.start.tolist()]
-    assert (jump.start[: int(points[-1]) + 1] >= torch.arange(int(points[-1]) + 1)).all()
+    assert jump.end.times.tolist() == [before[start] for start in jump.start.times.tolist()]
+    assert (jump.start.times[: int(points[-1]) + 1] >= torch.arange(int(points[-1]) + 1)).all()
+
+
+@pytest.mark.parametrize("grid", [4, 25, 30])
+def test_jumps_of_a_flow_lie_where_its_pipeline_draws(grid: int) -> None:
+    diffusion = process("flow_prediction")
+    jump = jump_on_grid(torch.arange(1000), diffusion, grid)
+    scheduler = FlowMatchLCMScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=[1 - step / grid for step in range(grid)])
+    points = scheduler.sigmas.flip(0)  # 0 first
+    assert torch.allclose(jump.start.level.sigma.unique(), points[1:], atol=1e-6)
+    assert torch.allclose(jump.end.level.sigma.unique(), points[:-1], atol=1e-6)
+    assert (jump.start.level.sigma > diffusion.sigma - 1e-5).all()
+    assert (jump.end.level.sigma < diffusion.sigma).all()
+    for place in (jump.start, jump.end):
+        assert torch.equal(place.level.alpha, 1 - place.level.sigma)
+        assert torch.allclose(place.times, 1000 * place.level.sigma)
 
 
 def test_a_grid_finer_than_the_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at most one point per timestep \(10\); got 11. Lower grid"):
-        jump_on_grid(torch.arange(3), 10, 11)
+        jump_on_grid(torch.arange(3), Diffusion.flow(10), 11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_predictions_say_what_they_were_made_from(kind: str) -> None:
-    clean, noise = latents(0, 1)
-    alphas = torch.tensor([0.9, 0.5, 0.1])
-    noisy = add_noise(clean, noise, level_of(alphas))
-    prediction = target_of(clean, noise, level_of(alphas), kind)
-    said = clean_and_noise(prediction, noisy, alphas, kind)
-    assert torch.allclose(said[0], clean, atol=1e-5)
-    assert torch.allclose(said[1], noise, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NOISE_KINDS)
 def test_the_solver_is_ddim(kind: str) -> None:
     prediction, noisy = latents(0, 1)
     scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, prediction_type=kind)
     scheduler.set_timesteps(50)
-    start = torch.full((3,), 500)
     expected = scheduler.step(prediction, 500, noisy).prev_sample
-    alphas = scheduler.alphas_cumprod
-    assert torch.allclose(solver_step(prediction, noisy, alphas[start], alphas[start - 20], kind), expected, atol=1e-5)
+    jump = Jump(*(place_of(process(kind), point, point, point) for point in (500, 480)))
+    assert torch.allclose(solver_step(prediction, noisy, jump, kind), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_the_solver_of_a_flow_is_eulers() -> None:
+    prediction, noisy = latents(0, 1)
+    jump = jump_on_grid(torch.full((3,), 700), process("flow_prediction"), 20)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=[1 - step / 20 for step in range(20)])
+    index = int((scheduler.sigmas - jump.start.level.sigma[0]).abs().argmin())
+    expected = scheduler.step(prediction, scheduler.timesteps[index], noisy).prev_sample
+    assert torch.allclose(solver_step(prediction, noisy, jump, "flow_prediction"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", NOISE_KINDS)
 def test_the_function_is_what_the_scheduler_draws_with(kind: str) -> None:
     prediction, noisy = latents(0, 1)
     scheduler = LCMScheduler(**SCHEDULE, clip_sample=False, prediction_type=kind)
     scheduler.set_timesteps(4)
-    time = scheduler.timesteps[1]
-    expected = scheduler.step(prediction, time, noisy, generator=torch.Generator()).denoised
-    alphas = scheduler.alphas_cumprod[time].expand(3)
-    assert torch.allclose(consistent(prediction, noisy, time.expand(3), alphas, kind), expected, atol=1e-4)
+    time = int(scheduler.timesteps[1])
+    expected = scheduler.step(prediction, scheduler.timesteps[1], noisy, generator=torch.Generator()).denoised
+    assert torch.allclose(
+        consistent(prediction, noisy, place_of(process(kind), time, time, time), kind), expected, atol=1e-4
+    )
 
 
-def test_a_perfect_teacher_and_student_agree() -> None:
+def test_the_function_of_a_flow_is_what_its_scheduler_draws_with() -> None:
+    prediction, noisy = latents(0, 1)
+    scheduler = FlowMatchLCMScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=[1.0, 0.5])
+    place = Place(Level(torch.zeros(3), torch.ones(3)), torch.full((3,), 1000.0))
+    noise = torch.randn(noisy.shape, generator=torch.Generator().manual_seed(3))
+    after = scheduler.step(prediction, scheduler.timesteps[0], noisy, generator=torch.Generator().manual_seed(3))
+    sigma = scheduler.sigmas[1]
+    expected = (1 - sigma) * consistent(prediction, noisy, place, "flow_prediction") + sigma * noise
+    assert torch.allclose(after.prev_sample, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_perfect_teacher_and_student_agree(kind: str) -> None:
     """Where predictions are true, both ends of a jump have one clean end."""
     clean, noise = latents(0, 1)
-    alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod
-    jump = jump_on_grid(torch.tensor([100, 500, 999]), 1000, 50)
-    noisy = add_noise(clean, noise, level_of(alphas[jump.start]))
-    earlier = solver_step(noise, noisy, alphas[jump.start], alphas[jump.end], "epsilon")
-    one = consistent(noise, noisy, jump.start, alphas[jump.start], "epsilon")
-    other = consistent(noise, earlier, jump.end, alphas[jump.end], "epsilon")
-    assert torch.allclose(earlier, add_noise(clean, noise, level_of(alphas[jump.end])), atol=1e-5)
+    jump = jump_on_grid(torch.tensor([100, 500, 999]), process(kind), 50)
+
+    def said(place: Place) -> Tensor:
+        return target_of(clean, noise, place.level, kind)
+
+    noisy = add_noise(clean, noise, jump.start.level)
+    earlier = solver_step(said(jump.start), noisy, jump, kind)
+    one = consistent(said(jump.start), noisy, jump.start, kind)
+    other = consistent(said(jump.end), earlier, jump.end, kind)
+    assert torch.allclose(earlier, add_noise(clean, noise, jump.end.level), atol=1e-5)
     assert huber_distance(one, other, 1e-3).max() < 1e-4
+    assert torch.allclose(one, clean, atol=1e-3)
 
 
 def test_guidance_and_distance_in_closed_form() -> None:

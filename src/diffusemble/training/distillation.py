@@ -23,7 +23,15 @@ from diffusemble.training.average import WeightAverage
 from diffusemble.training.cache import fingerprint
 from diffusemble.training.chance import seed_of
 from diffusemble.training.config import DistillConfig
-from diffusemble.training.consistency import consistent, guided, huber_distance, jump_on_grid, solver_step
+from diffusemble.training.consistency import (
+    Jump,
+    Place,
+    consistent,
+    guided,
+    huber_distance,
+    jump_on_grid,
+    solver_step,
+)
 from diffusemble.training.learner import Learner
 from diffusemble.training.objective import Batch, Denoise, Diffusion, Objective, add_noise
 from diffusemble.training.run import Callback, Lesson, launch, run
@@ -65,61 +73,46 @@ def consistency_objective(learner: Learner, config: DistillConfig) -> Objective:
 
     The teacher is what the learner's weights are now; the target network is the learner's moving average.
     """
-    _refuse_others(learner.diffusion)
     ensemble = learner.denoise_with(learner.ensemble)
     teacher = WeightAverage(learner.weights, decay=1)
     empty = learner.corpus.inputs(torch.tensor([0]), torch.tensor([True]))
 
-    def target(noisy: Tensor, start: Tensor, end: Tensor, batch: Batch, diffusion: Diffusion) -> Tensor:
-        alphas, ends, kind = _cumulative(diffusion, start), _cumulative(diffusion, end), diffusion.prediction_type
+    def target(noisy: Tensor, jump: Jump, batch: Batch, kind: str) -> Tensor:
         with teacher.in_place():
-            wanted = _predict(ensemble, noisy, start, batch.inputs)
-            without = _predict(ensemble, noisy, start, _without(empty, batch.inputs))
-        earlier = solver_step(guided(wanted, without, config.guidance), noisy, alphas, ends, kind)
+            wanted = _predict(ensemble, noisy, jump.start, batch.inputs)
+            if config.guidance != 1:
+                without = _predict(ensemble, noisy, jump.start, without_prompts(empty, batch.inputs))
+                wanted = guided(wanted, without, config.guidance)
+        earlier = solver_step(wanted, noisy, jump, kind)
         with learner.average.in_place() if learner.average else nullcontext():
-            return consistent(_predict(ensemble, earlier, end, batch.inputs), earlier, end, ends, kind)
+            return consistent(_predict(ensemble, earlier, jump.end, batch.inputs), earlier, jump.end, kind)
 
     def objective(denoise: Denoise, batch: Batch, diffusion: Diffusion) -> Tensor:
-        jump = jump_on_grid(batch.timesteps, len(diffusion), config.grid)
-        alphas = _cumulative(diffusion, jump.start)
-        noisy = add_noise(batch.latents, batch.noise, diffusion.at(jump.start))
+        jump, kind = jump_on_grid(batch.timesteps, diffusion, config.grid), diffusion.prediction_type
+        noisy = add_noise(batch.latents, batch.noise, jump.start.level)
         with torch.no_grad():  # first: it changes the weights in place, which no gradient may have to go through
-            aim = target(noisy, jump.start, jump.end, batch, diffusion)
-        said = _predict(denoise, noisy, jump.start, batch.inputs)
-        found = consistent(said, noisy, jump.start, alphas, diffusion.prediction_type)
+            aim = target(noisy, jump, batch, kind)
+        found = consistent(_predict(denoise, noisy, jump.start, batch.inputs), noisy, jump.start, kind)
         return huber_distance(found, aim, config.huber)
 
     return objective
 
 
-def _predict(denoise: Denoise, noisy: Tensor, timesteps: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    return denoise(noisy, timesteps, inputs).float()
+def _predict(denoise: Denoise, noisy: Tensor, place: Place, inputs: Mapping[str, Any]) -> Tensor:
+    return denoise(noisy, place.times, inputs).float()
 
 
-def _cumulative(diffusion: Diffusion, timesteps: Tensor) -> Tensor:
-    """ᾱ of the timesteps."""
-    return diffusion.at(timesteps).alpha.square()
-
-
-def _refuse_others(diffusion: Diffusion) -> None:
-    if diffusion.prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(
-            f"Latent consistency distillation steps along a diffusion, by predicted noise or velocity; these experts "
-            f"predict {diffusion.prediction_type!r}. Distil ensembles of SD 1.x, SD 2.x or SDXL, or train with "
-            f"`diffusemble train` and draw in more steps."
-        )
-
-
-def _without(empty: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs of a batch with the empty prompt's row in the place of each text; sizes stay each sample's own."""
-    return {
-        name: value
-        if name == "time_ids"
-        else _without(empty[name], value)
-        if isinstance(value, Mapping)
-        else empty[name].to(value.device).expand_as(value)
-        for name, value in inputs.items()
-    }
+def without_prompts(empty: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of a batch with what the empty prompt has in the place of each text; sizes stay each sample's own."""
+    found: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, Mapping):
+            found[name] = without_prompts(empty[name], value)
+            continue
+        found[name] = empty[name].to(value.device).expand(len(value), *empty[name].shape[1:])
+        if name == "time_ids":  # behind them, the refiner is told how beautiful what is not asked for is
+            found[name] = torch.cat([value[:, :4], found[name][:, 4:]], dim=1)
+    return found
 
 
 def _folder(source: str) -> str:
