@@ -61,6 +61,10 @@ REFUSED = {
         lambda *_: {"cross_attention_kwargs": {"gligen": {}}},
         r"kwargs\['gligen'\] was given, .*no GLIGEN layer",
     ),
+    "masks of image prompts": (
+        lambda *_: {"cross_attention_kwargs": {"scale": 1.0, "ip_adapter_masks": [torch.ones(1, 1, 8, 8)]}},
+        r"cross_attention_kwargs\['ip_adapter_masks'\] was given, .* no attention that reads it",
+    ),
     "images": (
         lambda *_: {"added_cond_kwargs": {"image_embeds": [randn(2, 1, 12)]}},
         r"added_cond_kwargs\['image_embeds'\] was given, .* no layer that reads it, so it would change nothing",

@@ -91,8 +91,11 @@ def _qwen(config: Any, latents: tuple[int, int], clip_tokens: int, zeros: Zeros)
 
 _INPUTS: Mapping[str, Any] = {
     "UNet2DConditionModel": _unet,
+    "ControlNetModel": _unet,
     "FluxTransformer2DModel": _flux,
+    "FluxControlNetModel": _flux,
     "ChromaTransformer2DModel": _flux,
     "QwenImageTransformer2DModel": _qwen,
     "SD3Transformer2DModel": _sd3,
+    "SD3ControlNetModel": _sd3,
 }

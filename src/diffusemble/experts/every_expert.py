@@ -22,8 +22,52 @@ class EveryExpert:
         """Load one LoRA into the text encoder of every expert."""
         stock: Any = super()
         name = options.pop("adapter_name", None) or f"default_{len(getattr(text_encoder, 'peft_config', ()))}"
-        for encoder in getattr(text_encoder, "members", (text_encoder,)):
+        for encoder in _each(text_encoder):
             stock.load_lora_into_text_encoder(dict(state_dict), network_alphas, encoder, adapter_name=name, **options)
+
+    @classmethod
+    def _maybe_expand_transformer_param_shape_or_error_(cls, transformer: Any, *args: Any, **options: Any) -> bool:
+        # A control LoRA of FLUX (Canny, Depth) widens the first layer, here that of every expert.
+        stock: Any = super()
+        widen = stock._maybe_expand_transformer_param_shape_or_error_
+        widened = [widen(one, *args, **options) for one in _each(transformer)]
+        return any(widened)
+
+    @classmethod
+    def _maybe_expand_lora_state_dict(cls, transformer: Any, lora_state_dict: Any) -> Any:
+        # The experts are of one architecture, so that what fits the first fits all.
+        stock: Any = super()
+        return stock._maybe_expand_lora_state_dict(_each(transformer)[0], lora_state_dict)
+
+    @classmethod
+    def _load_norm_into_transformer(cls, state_dict: Any, transformer: Any, *args: Any, **options: Any) -> Any:
+        stock: Any = super()
+        replaced = [
+            stock._load_norm_into_transformer(dict(state_dict), one, *args, **options) for one in _each(transformer)
+        ]
+        if not hasattr(transformer, "members"):
+            return replaced[0]
+        # By the names that they have in the ensemble, where unloading puts them back.
+        numbers = [list(transformer.denoisers).index(one) for one in transformer.members]
+        return {
+            f"denoisers.{number}.{name}": weight
+            for number, own in zip(numbers, replaced, strict=True)
+            for name, weight in own.items()
+        }
+
+    def unload_lora_weights(self, reset_to_overwritten_params: bool = False) -> None:
+        """Unload LoRAs from every expert.
+
+        Raises:
+            ValueError: ``reset_to_overwritten_params``, which only FLUX has, and only for one transformer.
+        """
+        if reset_to_overwritten_params:
+            raise ValueError(
+                "reset_to_overwritten_params narrows the first layer of one transformer, which a control LoRA has "
+                "widened. Leave it out, and load the experts again to draw without control pictures."
+            )
+        stock: Any = super()
+        stock.unload_lora_weights()
 
     def set_ip_adapter_scale(self, scale: Any) -> None:
         """Set the scale of every expert's IP-Adapters, as in diffusers: numbers, or dictionaries by block."""
@@ -41,9 +85,14 @@ class EveryExpert:
     def _one_by_one(self) -> Iterator[Any]:
         """What the methods above read of a pipeline, with one expert's denoiser in the place of the ensemble."""
         place = "unet" if hasattr(self, "unet") else "transformer"
-        denoiser = getattr(self, place)
-        for one in getattr(denoiser, "members", (denoiser,)):
+        for one in _each(getattr(self, place)):
             yield SimpleNamespace(**{place: one})
+
+
+def _each(model: Any) -> tuple[Any, ...]:
+    """The models of all experts that stand in the place of one; or the one."""
+    members: tuple[Any, ...] = getattr(model, "members", (model,))
+    return members
 
 
 @cache

@@ -24,6 +24,9 @@ _WIDE = (
 )  # whose pipelines count the tokens of the prompt to build a mask
 
 
+_ONE_READER = ("StableDiffusionGLIGENPipeline", "StableDiffusionGLIGENTextImagePipeline")
+
+
 def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, components: Mapping[str, Any]) -> Any:
     """Pipeline ``cls`` with ``denoiser``, an ensemble, where the U-Net or transformer stands, and the experts' other
     parts around it.
@@ -32,7 +35,8 @@ def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, c
     text of the first expert.
 
     Raises:
-        ValueError: a part is missing, or ``components`` names one that ``cls`` does not have.
+        ValueError: a part is missing, ``components`` names one that ``cls`` does not have, or ``cls`` has room for one
+            text encoder only.
     """
     first = experts[0]
     cls = cls or first.pipeline_class
@@ -40,6 +44,12 @@ def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, c
         raise ValueError(
             "A pipeline needs text encoders and a VAE, but these experts are bare denoisers. Load them with "
             "load_experts([...])."
+        )
+    if cls.__name__ in _ONE_READER and len(denoiser.experts) > 1:
+        raise ValueError(
+            f"{cls.__name__} reads the phrases of its boxes with one text encoder, and these {len(denoiser.experts)} "
+            f"experts have one each. Draw with ensemble.pipeline() and the control of this library, "
+            f"diffusemble.controls.pipeline_with(pipe, [Gligen.from_pretrained(...)])."
         )
     parameters = inspect.signature(cls).parameters
     place = "unet" if "unet" in parameters else "transformer"
@@ -95,5 +105,5 @@ def _layout(first: Expert, parts: Mapping[str, Any], partwise: bool) -> Partwise
         return WideText(denoiser.config.joint_attention_dim)
     if not partwise:
         return None
-    pooled = tuple(parts[name].config.projection_dim for name in ("text_encoder", "text_encoder_2"))
+    pooled = tuple(first.components[name].config.projection_dim for name in ("text_encoder", "text_encoder_2"))
     return PartwiseText(parts["tokenizer"].model_max_length, pooled, parts.get("text_encoder_3") is not None)
