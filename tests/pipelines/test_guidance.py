@@ -19,6 +19,7 @@ from diffusers import (
 from diffusemble import EnsembleDenoiser, build_aggregator, guidance_interval
 from stock import generator, sd3, sdxl, small_pipeline
 from tiny import as_expert
+from tiny_dit import tiny_chroma_pipeline
 from tiny_ensembles import ATOL, SMALL, controlnet, different, draw, picture, stock, unlike
 
 
@@ -178,6 +179,7 @@ def test_an_interval_with_perturbed_attention_is_refused() -> None:
         draw(pipeline, pag_scale=3.0, **SMALL)
 
 
-def test_an_interval_without_guidance_of_two_halves_is_refused() -> None:
-    with pytest.raises(ValueError, match="has no classifier-free guidance"), guidance_interval(object()):
+@pytest.mark.parametrize("pipeline", [object(), tiny_chroma_pipeline()], ids=["none", "one half after the other"])
+def test_an_interval_without_guidance_of_two_halves_is_refused(pipeline: Any) -> None:
+    with pytest.raises(ValueError, match="has no classifier-free guidance in one call"), guidance_interval(pipeline):
         pass

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ class EnsembleDenoiser(Ensemble):
 
     def _prepare(self) -> None:
         check_block_level(self.experts)
-        self.blocks = tuple(blocks_of(denoiser) for denoiser in self.denoisers)
+        # A list, so that pipelines' twins of this ensemble (`reading`) see what a memory plan puts around a schedule.
+        self.blocks = [blocks_of(denoiser) for denoiser in self.denoisers]
 
     @property
     def sizes(self) -> Sizes:
@@ -109,6 +111,14 @@ class EnsembleDenoiser(Ensemble):
         return Feature(mixed.feature, weighted_tokens(tokens, mixed.maps) if tokens else None)
 
     # -- what stands around it -------------------------------------------------------------------------------------
+
+    @property
+    def add_embedding(self) -> Any:
+        """What pipelines read of SDXL's added embedding: how wide its input is, with the pooled text of all experts."""
+        reader = self.experts[0].components.get("text_encoder_2")
+        others = (len(self.experts) - 1) * (0 if reader is None else reader.config.projection_dim)
+        own = self.denoisers[0].add_embedding.linear_1.in_features
+        return SimpleNamespace(linear_1=SimpleNamespace(in_features=own + others))
 
     @property
     def points(self) -> tuple[str, ...]:

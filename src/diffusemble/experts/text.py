@@ -5,6 +5,7 @@ The experts' embeddings are packed along the token axis (``blocks.packing``).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,8 +37,11 @@ class PackedTextEncoder(PackedModel):
 
     @property
     def config(self) -> Any:
-        """Configuration of the first expert's encoder."""
-        return self.encoders[0].config
+        """Configuration of the first expert's encoder, with the pooled text of all."""
+        config = copy.copy(self.encoders[0].config)
+        if hasattr(config, "projection_dim"):
+            config.projection_dim *= len(self.encoders)
+        return config
 
     @property
     def dtype(self) -> torch.dtype:
