@@ -24,7 +24,8 @@ from rich.console import Console
 from diffusemble import EnsembleDenoiser, build_aggregator
 from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.units import format_bytes
-from diffusemble.memory.measure import encoders_of, measure_weights, vae_of
+from diffusemble.memory.measure import measure_weights
+from diffusemble.memory.networks import networks_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Plan, make_plan
 from diffusemble.memory.working import measure_working
@@ -55,7 +56,8 @@ def build(size: str, n: int, dtype: torch.dtype, device: str) -> EnsembleDenoise
 def plans(ensemble: EnsembleDenoiser, latents: int) -> Iterator[Plan]:
     """Everything in memory; then encoders and VAE as visitors, and fewer and fewer denoisers that stay."""
     n = len(ensemble.experts)
-    sizes = measure_weights(ensemble), measure_working(ensemble, (latents, latents), batch=1, guided=True)
+    networks = networks_of(ensemble)
+    sizes = measure_weights(networks), measure_working(networks, (latents, latents), batch=1, guided=True)
     yield make_plan(*sizes, MemoryConfig(parts="stay"))
     for resident in range(n, -1, -1):
         yield make_plan(*sizes, MemoryConfig(resident=resident, parts="visit"))
@@ -64,10 +66,9 @@ def plans(ensemble: EnsembleDenoiser, latents: int) -> Iterator[Plan]:
 def count(ensemble: EnsembleDenoiser, plan: Plan) -> Row:
     """Pass all stages without numbers: every text encoder, every block, the VAE."""
     with Placement(ensemble, plan, "meta") as placed:
-        if placed.visitors is not None:
-            for number in range(len(placed.visitors.groups)):
-                placed.visitors.open(number)
-            placed.visitors.leave()
+        for number in range(len(placed.visitors.groups)):
+            placed.visitors.open(number)
+        placed.visitors.leave()
         for point in ensemble.points:
             for blocks in ensemble.blocks:
                 with blocks.there(point):  # type: ignore[attr-defined]
@@ -84,7 +85,7 @@ def run(ensemble: EnsembleDenoiser, plan: Plan, size: str, device: str, steps: i
         Size(architecture.denoiser, architecture.latents, 77), len(ensemble.experts), device, ensemble.dtype, batch=2
     )
     with Placement(ensemble, plan, device) as placed, torch.inference_mode():
-        for encoder in encoders_of(ensemble):
+        for encoder in networks_of(ensemble).encoders:
             encoder(torch.zeros(2, 77, dtype=torch.long, device=device))
         for _ in range(steps):
             torch.cuda.synchronize()
@@ -92,8 +93,7 @@ def run(ensemble: EnsembleDenoiser, plan: Plan, size: str, device: str, steps: i
             latents = ensemble(**inputs).sample[:1]
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
-        vae = vae_of(ensemble)
-        assert vae is not None
+        (vae,) = networks_of(ensemble).vaes
         wide = torch.nn.Module.float(vae) if vae.config.force_upcast else vae
         wide.decode(latents.to(next(wide.parameters()).dtype))
         torch.nn.Module.to(vae, ensemble.dtype)

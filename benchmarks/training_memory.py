@@ -24,6 +24,7 @@ from diffusemble.config.units import format_bytes
 from diffusemble.memory.bundle import bytes_of, weights_of
 from diffusemble.memory.live import fused_attention, peak_bytes
 from diffusemble.memory.measure import measure_weights
+from diffusemble.memory.networks import networks_of
 from diffusemble.memory.recompute import recompute_blocks
 
 
@@ -84,7 +85,7 @@ def main(
         prepare(ensemble)
         working = step(ensemble, ARCHITECTURES[size].latents)
         learned = bytes_of(weights_of([ensemble.aggregator]))
-        weights = measure_weights(ensemble)
+        weights = measure_weights(networks_of(ensemble))
         own = bytes_of(weights_of([ensemble.denoisers[0]]))
         outside = own - sum(weights.blocks[0])
         frozen, passing = experts * own, experts * outside + 2 * max(weights.blocks[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,24 @@ from torch import Tensor, nn
 
 from diffusemble import EnsembleDenoiser, build_aggregator
 from diffusemble.config.memory import MemoryConfig
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.memory.measure import measure_weights
+from diffusemble.memory.networks import networks_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Plan, Working, make_plan
-from tiny import WIDTH, randomised, tiny_sdxl_unet, tiny_unet
+from stock import small_unet
+from tiny import WIDTH, randomised, tiny_sdxl_unet
 from tiny_dit import tiny_flux, tiny_sd3
 
+
+def small_sdxl_unet(seed: int = 0) -> nn.Module:
+    """As few layers as SDXL's three levels can have."""
+    return tiny_sdxl_unet(seed, layers_per_block=1, transformer_layers_per_block=1)
+
+
 FAMILIES: Mapping[str, Callable[[int], nn.Module]] = {
-    "sd": tiny_unet,
-    "sdxl": tiny_sdxl_unet,
+    "sd": small_unet,
+    "sdxl": small_sdxl_unet,
     "flux": tiny_flux,
     "sd3": tiny_sd3,
 }
@@ -64,10 +73,10 @@ def predict(ensemble: EnsembleDenoiser, call: Mapping[str, Any]) -> Tensor:
     return result
 
 
-def a_plan(ensemble: EnsembleDenoiser, **choice: Any) -> Plan:
+def a_plan(ensemble: Ensemble, pipelines: Sequence[Any] = (), **choice: Any) -> Plan:
     """The plan that ``choice`` describes."""
     config = MemoryConfig(**choice)
-    return make_plan(measure_weights(ensemble, config.storage), Working(), config)
+    return make_plan(measure_weights(networks_of(ensemble, pipelines), config.storage), Working(), config)
 
 
 def watch(ensemble: EnsembleDenoiser, placed: Placement) -> list[str]:

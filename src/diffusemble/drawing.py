@@ -60,6 +60,15 @@ class MapChoice:
     steps: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Stages:
+    """An ensemble, the pipeline around it, and the one that draws the last steps if there is one."""
+
+    ensemble: Ensemble
+    first: Any
+    second: Any | None = None
+
+
 def draw(
     ensemble: Ensemble,
     config: GenerateConfig,
@@ -84,6 +93,13 @@ def draw(
     """
     pipeline = install(ensemble, config)
     second = None if refiner is None else refiner_pipeline(refiner, pipeline)
+    return draw_by(Stages(ensemble, pipeline, second), config, choice, tell)
+
+
+def draw_by(
+    stages: Stages, config: GenerateConfig, choice: MapChoice | None = None, tell: Tell = lambda share: None
+) -> tuple[Picture, ...]:
+    """``draw`` with pipelines that are there already."""
     jobs = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
     pictures: list[Picture] = []
     for start in range(0, len(jobs), config.batch):
@@ -92,8 +108,8 @@ def draw(
         def report(share: float, done: int = start, size: int = len(part)) -> None:
             tell((done + share * size) / len(jobs))
 
-        with record_attention(ensemble) if choice else nullcontext() as maps:
-            images = _run((pipeline, second), part, config, report)
+        with record_attention(stages.ensemble) if choice else nullcontext() as maps:
+            images = _run(stages, part, config, report)
         kept = _keep(maps, choice, len(part), config) if maps and choice else [()] * len(part)
         pictures += [Picture(image, *job, maps=own) for image, job, own in zip(images, part, kept, strict=True)]
     return tuple(pictures)
@@ -115,9 +131,11 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def install(ensemble: Ensemble, config: GenerateConfig) -> Any:
-    """A diffusers pipeline around the ensemble, with the sampler and the adapters of a configuration."""
-    pipeline = adapted_pipeline(ensemble, config)
+def install(ensemble: Ensemble, config: GenerateConfig, parts: Mapping[str, Any] | None = None) -> Any:
+    """A diffusers pipeline around the ensemble, with the sampler and the adapters of a configuration; ``parts`` is what
+    ``adapter_parts`` loaded, if it has been done.
+    """
+    pipeline = adapted_pipeline(ensemble, config, parts)
     pipeline.scheduler = build_scheduler(config.scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -165,14 +183,14 @@ def choose_maps(ensemble: Ensemble, config: GenerateConfig) -> MapChoice | None:
 # -- parts of the above ------------------------------------------------------------------------------------------------
 
 
-def _run(stages: tuple[Any, Any | None], jobs: Sequence[tuple[str, int]], config: GenerateConfig, report: Tell) -> Any:
+def _run(stages: Stages, jobs: Sequence[tuple[str, int]], config: GenerateConfig, report: Tell) -> Any:
     """One batch of pictures, by a pipeline and perhaps another that refines what it drew."""
 
     def step_done(pipe: Any, index: int, time: Any, state: dict[str, Any]) -> dict[str, Any]:
         report(min(1.0, (index + 1) / config.steps))  # PNDM evaluates once more than it steps
         return state
 
-    pipeline, refiner = stages
+    pipeline, refiner = stages.first, stages.second
     call = {
         "prompt": [prompt for prompt, _ in jobs],
         "generator": [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs],

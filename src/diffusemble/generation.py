@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from PIL import Image
 
+from diffusemble.adapters.install import adapter_parts
+from diffusemble.adapters.two_stages import refiner_pipeline
 from diffusemble.aggregators.mean import Mean, MeanOptions
 from diffusemble.aggregators.storage import name_of
 from diffusemble.config.adapters import AdapterConfig
 from diffusemble.config.ensemble import AggregatorConfig, EnsembleConfig, RefinerConfig
 from diffusemble.config.generate import GenerateConfig, MadeWith
-from diffusemble.drawing import Picture, choose_maps, draw, placement
+from diffusemble.drawing import Picture, Stages, choose_maps, draw_by, install, placement
 from diffusemble.ensembles.assembly import assemble, open_ensemble
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.load import load_experts
@@ -33,7 +35,7 @@ from diffusemble.zoo import trained_ensemble
 
 log = logging.getLogger(__name__)
 
-TOGETHER, MEAN, OUTPUT_MEAN = "ensemble", "block-wise mean", "mean of predictions"
+TOGETHER, MEAN, OUTPUT_MEAN = "ensemble", "block-wise mean", "mean prediction"
 
 Progress = Callable[[float, str], None]
 """Called with the share that is done, 0 to 1, and what is being done."""
@@ -122,19 +124,16 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
     tell = progress or (lambda share, what: None)
     tell(0.0, "loading experts")
     ensemble = build_ensemble(on_host(config))
-    refiner = None if config.refiner is None else build_ensemble(_beside(config.refiner, config))
+    refiner = None if config.refiner is None else build_ensemble(_beside(config.refiner, on_host(config)))
     choice = choose_maps(ensemble, config)
-    with within_memory(ensemble, config) as keeper:
+    stages = _stages(_ways(ensemble) if config.compare else {TOGETHER: ensemble}, refiner, config)
+    with within_memory(config, tuple(stages.values()), refiner) as keeper:
         now = made_with(ensemble, refiner)
         _warn(config, ensemble, now)
-
-        ways = _ways(ensemble) if config.compare else {TOGETHER: ensemble}
         drawn = {}
-        for number, (title, way) in enumerate(ways.items()):
-            if keeper is not None and way is not ensemble:
-                keeper.placed.adopt(way)
-            part = _part(tell, title, number, len(ways))
-            drawn[title] = draw(way, config, choice if title == TOGETHER else None, part, refiner)
+        for number, (title, own) in enumerate(stages.items()):
+            part = _part(tell, title, number, len(stages))
+            drawn[title] = draw_by(own, config, choice if title == TOGETHER else None, part)
         memory = None if keeper is None else keeper.report()
 
     names = tuple(expert.name for expert in ensemble.experts)
@@ -220,6 +219,14 @@ def _ways(ensemble: Ensemble) -> dict[str, Ensemble]:
     if not (isinstance(ensemble.aggregator, Mean) and ensemble.aggregator.options == MeanOptions()):
         ways[MEAN if len(ensemble.points) > 1 else OUTPUT_MEAN] = level(ensemble.experts, "mean")
     return {**ways, TOGETHER: ensemble}
+
+
+def _stages(ways: Mapping[str, Ensemble], refiner: Ensemble | None, config: GenerateConfig) -> dict[str, Stages]:
+    """Pipelines for every way, with the same ControlNets and image encoder."""
+    parts = adapter_parts(ways[TOGETHER], config)
+    firsts = {title: install(way, config, parts) for title, way in ways.items()}
+    second = None if refiner is None else refiner_pipeline(refiner, firsts[TOGETHER])
+    return {title: Stages(ways[title], first, second) for title, first in firsts.items()}
 
 
 def _sheet(drawn: Mapping[str, Sequence[Picture]], config: GenerateConfig) -> Image.Image:

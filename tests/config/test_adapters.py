@@ -37,10 +37,6 @@ UNREADABLE: dict[str, tuple[dict[str, Any], str]] = {
         "one image encoder; give all of them the same 'encoder'",
     ),
     "factor": ({"freeu": {"s1": 0.9, "s2": 0.2, "b1": 1.2}}, r"freeu\.b2.* missing"),
-    "memory": (
-        {"memory_budget": "8GB", "controlnets": {"model": "m", "image": "i"}},
-        "memory_budget does not count ControlNets and image prompts",
-    ),
 }
 
 

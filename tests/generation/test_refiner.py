@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from diffusemble import load_experts
 from diffusemble.adapters.two_stages import refiner_pipeline
 from diffusemble.app.cli import app
+from diffusemble.app.flags import refiner_of
 from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import build_scheduler
 from diffusemble.generation import generate
@@ -70,6 +71,15 @@ def test_two_stages_from_the_command_line_are_those_by_hand(home: Path, tmp_path
 STAGES = (("experts", "base"), ("refiner-experts", "refiner"))
 
 
+def test_bases_of_the_command_line_are_those_of_both_stages() -> None:
+    assert refiner_of(["a.safetensors"], 0.7, ["xl", "b"]) == {
+        "experts": ["a.safetensors"],
+        "base": ["xl", "b"],
+        "start": 0.7,
+    }
+    assert refiner_of(["a"], None, None) == {"experts": ["a"]}
+
+
 def test_every_step_is_told_once_and_both_stages_are_recorded(home: Path) -> None:
     shares: list[float] = []
     drawn = generate(config_of(home), lambda share, what: shares.append(share))
@@ -107,7 +117,6 @@ def test_a_refiner_reads_with_its_own_encoders(home: Path) -> None:
         ({"experts": ["r"], "start": 1.2}, {}, r"refiner\.start .* got 1\.2"),
         ({"experts": ["r"]}, {"guidance_interval": [0, 0.5]}, "guidance_interval knows one stage only"),
         ({"experts": ["r"]}, {"attention": True}, "attention knows one stage only"),
-        ({"experts": ["r"]}, {"memory_budget": "8GB"}, "memory_budget knows one stage only"),
     ],
 )
 def test_keys_that_do_not_go_together_are_named(refiner: Any, more: dict[str, Any], message: str) -> None:

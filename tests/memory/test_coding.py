@@ -27,6 +27,17 @@ def test_float8_is_within_a_sixteenth_of_every_entry() -> None:
     assert ((out - WEIGHT).abs().flatten(1) <= (WEIGHT.abs().flatten(1) / 15.9).maximum(tiny / 2)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("storage", "error"), [("int8", 0.5 / 127), ("float8", 1 / 15.9)])
+def test_small_rows_are_as_close_in_half_precision(storage: str, error: float, dtype: torch.dtype) -> None:
+    weight = torch.tensor([[1e-3], [1e-4], [1e-5]]).mul(torch.linspace(0.5, 1, 9)).to(dtype)
+    out = torch.empty_like(weight)
+    decode(encode(weight, storage), out)
+    rounding = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 6e-8 / 1e-5  # float16 is subnormal here
+    far = (out.float() - weight.float()).abs() / weight.float().amax(1, keepdim=True)
+    assert far.max() <= error + rounding
+
+
 def test_a_row_of_zeros_stays_zero() -> None:
     out = torch.ones(2, 3)
     decode(encode(torch.zeros(2, 3), "float8"), out)
@@ -40,6 +51,7 @@ def test_a_bundle_gives_back_what_it_took(dtype: torch.dtype) -> None:
     weights = [*layers.parameters(), *layers.buffers()]
     before = [(weight.clone(), weight.stride()) for weight in weights]
     bundle = Bundle(weights)
+    bundle.rest()
     bundle.show(bundle.home.clone())
     for weight, (value, stride) in zip(weights, before, strict=True):
         assert torch.equal(weight, value)

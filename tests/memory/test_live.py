@@ -10,6 +10,7 @@ from diffusemble import EnsembleDenoiser, build_aggregator
 from diffusemble.blocks.base import Call
 from diffusemble.blocks.example import example
 from diffusemble.memory.live import LiveBytes, peak_bytes
+from diffusemble.memory.networks import networks_of
 from diffusemble.memory.working import measure_working
 from memory_cases import FAMILIES, a_call, an_ensemble, predict
 from tiny_dit import tiny_sd3
@@ -61,9 +62,9 @@ def predict_one(ensemble: EnsembleDenoiser, call: Call) -> torch.Tensor:
 
 
 def test_larger_pictures_take_more() -> None:
-    ensemble = an_ensemble("sd3", n=2)
-    sizes = [measure_working(ensemble, (side, side), 1, guided).denoise for side, guided in ((8, False), (16, True))]
-    assert 0 < 1.5 * sizes[0] < sizes[1]
+    networks = networks_of(an_ensemble("sd3", n=2))
+    small, large = (measure_working(networks, (side, side), 1, side > 8).denoise for side in (8, 16))
+    assert 0 < 1.5 * small < large
 
 
 def test_a_router_is_reckoned_as_if_all_took_part() -> None:
@@ -72,4 +73,4 @@ def test_a_router_is_reckoned_as_if_all_took_part() -> None:
         EnsembleDenoiser(denoisers, build_aggregator(name, denoisers, **options)).eval()
         for name, options in (("mixture-blocks", {"preset": "tiny"}), ("mean", {}))
     )
-    assert measure_working(router, (8, 8), 1, True) == measure_working(mean, (8, 8), 1, True)
+    assert measure_working(networks_of(router), (8, 8), 1, True) == measure_working(networks_of(mean), (8, 8), 1, True)

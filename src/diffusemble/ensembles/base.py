@@ -34,7 +34,7 @@ class Ensemble(Switches):
     """
 
     aggregator: Combiner
-    blocks: tuple[Blocks, ...]
+    blocks: list[Blocks]
 
     def __init__(self, experts: Sequence[Expert | nn.Module], aggregator: Combiner | str = "mean") -> None:
         super().__init__()

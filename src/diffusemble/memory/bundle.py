@@ -64,8 +64,11 @@ class Bundle:
     At rest they lie in ``home``. Experts are frozen, so weights that leave the compute device are forgotten there and
     nothing is copied back.
 
+    Packing copies; only ``rest`` lets go of the memory that the weights had, so that whoever is interrupted before has
+    lost nothing.
+
     Args:
-        weights: parameters and buffers; every one becomes a view on ``home``.
+        weights: parameters and buffers; at rest every one is a view on ``home``.
         storage: ``"same"``, or one of ``CODES``.
         room: gives the memory where they rest, by its size; where they are by default.
 
@@ -89,16 +92,27 @@ class Bundle:
                 coded = encode(item.weight, storage)
                 item.codes.of(self.home).copy_(coded.codes)
                 item.scales.of(self.home).copy_(coded.scales)
-        self.rest()
+        self.at_rest = self._at_rest()
+
+    def _at_rest(self) -> list[Tensor]:
+        def one(item: Item) -> Tensor:
+            if item.scales is None:
+                return item.codes.of(self.home)
+            nothing = torch.full((1,), torch.nan, dtype=item.computed.dtype, device=self.home.device)
+            return nothing.expand(item.computed.shape)
+
+        return [one(item) for item in self.items]
 
     def rest(self) -> None:
         """Point the weights to ``home``; coded ones to NaN, so that nothing computes with codes by mistake."""
-        for item in self.items:
-            if item.scales is None:
-                item.weight.data = item.codes.of(self.home)
-            else:
-                nothing = torch.full((1,), torch.nan, dtype=item.computed.dtype, device=self.home.device)
-                item.weight.data = nothing.expand(item.computed.shape)
+        for item, resting in zip(self.items, self.at_rest, strict=True):
+            item.weight.data = resting
+
+    def move(self, device: torch.device) -> None:
+        """Rest elsewhere."""
+        self.home = self.home.to(device)
+        self.at_rest = self._at_rest()
+        self.rest()
 
     def show(self, stored: Tensor, decoded: Tensor | None = None) -> None:
         """Point the weights to their copy ``stored [bytes]``; ``decoded`` takes coded ones as they compute."""

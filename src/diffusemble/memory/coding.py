@@ -41,5 +41,5 @@ def encode(weight: Tensor, storage: str) -> Coded:
 
 def decode(coded: Coded, out: Tensor) -> None:
     """Write the weight to ``out``, in its number type."""
-    out.copy_(coded.codes)
-    out.mul_(coded.scales.to(out.dtype).reshape(-1, *(1,) * (out.ndim - 1)))
+    out.copy_(coded.codes)  # exact in every type of a weight
+    out.mul_(coded.scales.reshape(-1, *(1,) * (out.ndim - 1)))  # float32: small scales are subnormal in float16

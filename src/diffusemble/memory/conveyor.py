@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor
 
 from diffusemble.memory.bundle import Bundle
-from diffusemble.memory.lanes import BUFFERS, lane_to
+from diffusemble.memory.lanes import lane_to
+from diffusemble.memory.plan import BUFFERS
 from diffusemble.memory.residence import Residence
 
 
@@ -18,25 +19,24 @@ class Conveyor:
     Args:
         residence: counts the buffers while they exist: from the first use until ``stop``.
         size: bytes of the largest bundle.
-        decoded: bytes of the largest decoded bundle, 0 if none is coded.
+        decoded: bytes of the largest decoded bundle, 0 if none is coded; they are there until ``close``.
     """
 
     def __init__(self, residence: Residence, size: int, decoded: int = 0) -> None:
-        self.residence, self.size = residence, size
+        self.residence, self.size, self.decoded_size = residence, size, decoded
         self.lane = lane_to(residence.device)
         self.buffers: list[Tensor] = []
         self.inside: list[Bundle | None] = [None] * BUFFERS
         self.latest = 0  # the buffer that was computed with last
-        self.decoded = residence.take(decoded) if decoded else None
+        self.decoded: Tensor | None = None
 
     def bring(self, bundle: Bundle) -> int:
         """Begin to copy ``bundle``, unless it is there or on its way; number of its buffer."""
         if bundle in self.inside:
             return self.inside.index(bundle)
-        if not self.buffers:
-            self.buffers = [self.residence.take(self.size) for _ in range(BUFFERS)]
-            for number in range(BUFFERS):
-                self.lane.done(number)  # whoever had their memory before may still compute
+        while len(self.buffers) < BUFFERS:
+            self.buffers.append(self.residence.take(self.size))
+            self.lane.done(len(self.buffers) - 1)  # whoever had their memory before may still compute
         number = 1 - self.latest
         self.inside[number] = None  # an interrupted copy must not look complete
         self.lane.bring(number, bundle.home, self.buffers[number][: bundle.bytes])
@@ -51,25 +51,37 @@ class Conveyor:
         if following is not None:
             self.bring(following)
         self.lane.arrive(number)
-        bundle.show(self.buffers[number], self.decoded)
-        try:
-            yield
-        finally:
-            bundle.rest()
-            self.lane.done(number)
+        with self._shown(bundle, self.buffers[number]):
+            try:
+                yield
+            finally:
+                self.lane.done(number)
 
-    @contextmanager
-    def decoding(self, bundle: Bundle) -> Iterator[None]:
+    def decoding(self, bundle: Bundle) -> AbstractContextManager[None]:
         """A coded ``bundle`` that rests on the compute device, decoded."""
-        bundle.show(bundle.home, self.decoded)
-        try:
-            yield
-        finally:
-            bundle.rest()
+        return self._shown(bundle, bundle.home)
 
     def stop(self) -> None:
         """Give the buffers back until the next use."""
-        for number, flat in enumerate(self.buffers):
-            self.lane.arrive(number)  # what gets this memory next must not be overwritten by a copy under way
+        if self.buffers:
+            self.lane.settle()  # what gets this memory next must not be overwritten by a copy under way
+        for flat in self.buffers:
             self.residence.give_back(flat)
         self.buffers, self.inside = [], [None] * BUFFERS
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.stop()
+        if self.decoded is not None:
+            self.residence.give_back(self.decoded)
+            self.decoded = None
+
+    @contextmanager
+    def _shown(self, bundle: Bundle, stored: Tensor) -> Iterator[None]:
+        if self.decoded is None and bundle.decoded_bytes:
+            self.decoded = self.residence.take(self.decoded_size)
+        try:
+            bundle.show(stored, self.decoded)
+            yield
+        finally:
+            bundle.rest()

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from diffusemble.config.generate import GenerateConfig
 from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.units import format_bytes, parse_bytes
-from diffusemble.drawing import placement
+from diffusemble.drawing import Stages, placement
 from diffusemble.ensembles.base import Ensemble
-from diffusemble.memory.measure import measure_weights, vae_of
+from diffusemble.memory.bundle import bytes_of
+from diffusemble.memory.measure import measure_weights
+from diffusemble.memory.networks import networks_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Plan, choose
+from diffusemble.memory.residence import Residence
 from diffusemble.memory.working import measure_working
 
 log = logging.getLogger(__name__)
@@ -38,12 +42,14 @@ class MemoryReport:
 
     Attributes:
         plan: what it was drawn by.
+        refiner: the plan of a second stage, if there was one.
         budget: bytes that it had, if there was a limit.
         weights: most bytes of weights that were on the device at once, as they were counted.
         allocated: most bytes that were allocated there, where the device tells.
     """
 
     plan: Plan
+    refiner: Plan | None
     budget: int | None
     weights: int
     allocated: int | None
@@ -58,7 +64,12 @@ class MemoryReport:
 
 
 def choose_plan(
-    ensemble: Ensemble, budget: str | None, drawing: Drawing | None = None, choice: MemoryConfig | None = None
+    ensemble: Ensemble,
+    budget: str | None,
+    drawing: Drawing | None = None,
+    choice: MemoryConfig | None = None,
+    pipelines: Sequence[Any] = (),
+    beside: int = 0,
 ) -> Plan:
     """The fastest plan that keeps within a budget.
 
@@ -67,15 +78,18 @@ def choose_plan(
         budget: such as ``"8GB"``; None for the fastest plan that ``choice`` allows.
         drawing: how large the pictures are.
         choice: what the plan may do.
+        pipelines: that draw with it, if they have ControlNets or image encoders, or are around some of its experts.
+        beside: bytes of weights that something else keeps on the device.
 
     Raises:
-        ValueError: no plan fits; the message says what the least is. Or the ensemble has no blocks, because its
-            experts meet at the output alone.
+        ValueError: no plan fits; the message says what the least is. Or a network's needs are not known.
     """
     choice, drawing = choice or MemoryConfig(), drawing or Drawing()
-    weights = measure_weights(ensemble, choice.storage)
-    working = measure_working(ensemble, _latents(ensemble, drawing), drawing.batch, drawing.guided)
-    return choose(weights, working, choice, None if budget is None else parse_bytes(budget))
+    networks = networks_of(ensemble, pipelines)
+    weights = measure_weights(networks, choice.storage)
+    working = measure_working(networks, latents_of(ensemble, drawing), drawing.batch, drawing.guided)
+    own = replace(weights, outside=weights.outside + beside)
+    return choose(own, working, choice, None if budget is None else parse_bytes(budget))
 
 
 def on_host(config: GenerateConfig) -> GenerateConfig:
@@ -83,7 +97,9 @@ def on_host(config: GenerateConfig) -> GenerateConfig:
     if not planned(config):
         return config
     _, dtype = placement(config.device, config.dtype)
-    return config.model_copy(update={"device": "cpu", "dtype": str(dtype).removeprefix("torch.")})
+    refiner = config.refiner and config.refiner.model_copy(update={"device": "cpu"})
+    own = {"device": "cpu", "dtype": str(dtype).removeprefix("torch."), "refiner": refiner}
+    return config.model_copy(update=own)
 
 
 def planned(config: GenerateConfig) -> bool:
@@ -92,30 +108,39 @@ def planned(config: GenerateConfig) -> bool:
 
 
 class Keeper:
-    """An ensemble placed by a plan, and the limit it has to keep."""
+    """What a plan has placed, one placement for each stage, and the limit it has to keep."""
 
-    def __init__(self, placed: Placement, budget: int | None) -> None:
-        self.placed, self.budget = placed, budget
+    def __init__(self, stages: Sequence[Placement], budget: int | None) -> None:
+        self.stages, self.budget = tuple(stages), budget
 
     def report(self) -> MemoryReport:
         """What was taken up to now; says so if the estimate was wrong."""
-        plan, device = self.placed.plan, self.placed.device
+        plans, device = [one.plan for one in self.stages], self.stages[0].device
         allocated = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        if allocated is not None and allocated > plan.peak:
+        estimate = max(plan.peak for plan in plans)
+        if allocated is not None and allocated > estimate:
             log.warning(
                 "This drawing took %s, more than the plan's estimate of %s.",
                 format_bytes(allocated),
-                format_bytes(plan.peak),
+                format_bytes(estimate),
             )
-        return MemoryReport(plan, self.budget, self.placed.residence.peak, allocated)
+        weights = self.stages[0].residence.peak
+        return MemoryReport(plans[0], (*plans[1:], None)[0], self.budget, weights, allocated)
 
 
 @contextmanager
-def within_memory(ensemble: Ensemble, config: GenerateConfig) -> Iterator[Keeper | None]:
-    """Place ``ensemble`` as its configuration asks; without a budget and a plan, do nothing.
+def within_memory(
+    config: GenerateConfig, ways: Sequence[Stages], refiner: Ensemble | None = None
+) -> Iterator[Keeper | None]:
+    """Place what draws as a configuration asks; without a budget and a plan, do nothing.
 
     On CUDA the budget is a limit for the whole process: what would take more fails, as it would on a smaller card. On
-    other devices only weights are counted.
+    other devices only weights are counted. Two stages take turns: while one draws, the other is away.
+
+    Args:
+        config: whose ``memory_budget`` and ``memory`` count.
+        ways: what is drawn one after the other with the same experts; the last one has all of them.
+        refiner: draws the last steps of each.
 
     Raises:
         ValueError: no plan fits; the message says what the least is.
@@ -124,12 +149,41 @@ def within_memory(ensemble: Ensemble, config: GenerateConfig) -> Iterator[Keeper
         yield None
         return
     device, _ = placement(config.device, config.dtype)
-    drawing = Drawing(config.height, config.width, config.batch, config.guidance > 1)
-    plan = choose_plan(ensemble, config.memory_budget, drawing, config.memory)
-    log.info("memory plan: %s", plan)
+    main = ways[-1]
+    drawn = [(main.ensemble, [way.first for way in ways])]
+    drawn += [] if refiner is None else [(refiner, [main.second])]
+    plans = _plans(config, drawn)
     budget = None if config.memory_budget is None else parse_bytes(config.memory_budget)
-    with _limited(device, budget), Placement(ensemble, plan, device) as placed:
-        yield Keeper(placed, budget)
+    residence, stages = Residence(device), list[Placement]()
+    with ExitStack() as stack:
+        stack.enter_context(_limited(device, budget))
+        # The last stage first: it steps aside before the other one comes.
+        for (ensemble, pipelines), plan in reversed(list(zip(drawn, plans, strict=True))):
+            for later in stages:
+                later.step_aside()
+            stages.insert(0, stack.enter_context(Placement(ensemble, plan, device, pipelines, residence)))
+        for way in ways[:-1]:
+            stages[0].adopt(way.ensemble)
+        for stage in stages:
+            stage.others = [other for other in stages if other is not stage]
+        yield Keeper(stages, budget)
+
+
+def _plans(config: GenerateConfig, drawn: Sequence[tuple[Ensemble, Sequence[Any]]]) -> list[Plan]:
+    """A plan for every stage; of the other stage the first weight is there, too."""
+    choice, ensemble = config.memory or MemoryConfig(), drawn[0][0]
+    if len(drawn) > 1:
+        choice = choice.model_copy(update={"parts": choice.parts or "visit"})
+    drawing = Drawing(config.height, config.width, config.batch, config.guidance > 1)
+    if len(drawn) > 1:  # the second stage draws at the first one's size, not at its own
+        factor, (height, width) = _factor(networks_of(ensemble).vaes[0]), latents_of(ensemble, drawing)
+        drawing = replace(drawing, height=factor * height, width=factor * width)
+    firsts = [bytes_of([next(one.parameters())]) for one, _ in drawn]
+    plans = []
+    for (one, pipelines), own in zip(drawn, firsts, strict=True):
+        plans.append(choose_plan(one, config.memory_budget, drawing, choice, pipelines, sum(firsts) - own))
+        log.info("memory plan: %s", plans[-1])
+    return plans
 
 
 @contextmanager
@@ -137,23 +191,28 @@ def _limited(device: torch.device, budget: int | None) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    torch.cuda.reset_peak_memory_stats(device)
-    total = torch.cuda.get_device_properties(device).total_memory
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.reset_peak_memory_stats(index)
+    total = torch.cuda.get_device_properties(index).total_memory
     if budget is not None:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total), index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
 
 
-def _latents(ensemble: Ensemble, drawing: Drawing) -> tuple[int, int]:
+def latents_of(ensemble: Ensemble, drawing: Drawing) -> tuple[int, int]:
     """Height and width of the latents of a drawing."""
     own = getattr(ensemble.config, "sample_size", None) or 128  # FLUX, whose configuration does not say
     height, width = (own, own) if isinstance(own, int) else own
-    vae = vae_of(ensemble)
-    if vae is None or (drawing.height is None and drawing.width is None):
+    vaes = networks_of(ensemble).vaes
+    if not vaes:
         return height, width
-    config = vae.config
-    factor = 2 ** (len(config.block_out_channels) - 1)  # type: ignore[union-attr,arg-type]
+    factor = _factor(vaes[0])
     return (drawing.height or height * factor) // factor, (drawing.width or width * factor) // factor
+
+
+def _factor(vae: Any) -> int:
+    """Pixels of a picture for each of its latents."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))

@@ -7,8 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-BUFFERS = 2
-"""One holds what computes, the other what comes next."""
+from diffusemble.memory.plan import BUFFERS
 
 
 class Lane(Protocol):
@@ -26,6 +25,10 @@ class Lane(Protocol):
         """What was computed up to now was the last that reads buffer ``number``."""
         ...
 
+    def settle(self) -> None:
+        """Let what is computed from now on wait for every copy."""
+        ...
+
 
 class DirectLane:
     """Copies at once."""
@@ -39,6 +42,9 @@ class DirectLane:
 
     def done(self, number: int) -> None:
         """Nothing to remember."""
+
+    def settle(self) -> None:
+        """Nothing to wait for."""
 
 
 class StreamedLane:
@@ -64,6 +70,10 @@ class StreamedLane:
     def done(self, number: int) -> None:
         """Mark the place in the computing stream."""
         self.free[number].record(torch.cuda.current_stream(self.device))
+
+    def settle(self) -> None:
+        """Make the computing stream wait for the whole other one, also for a copy that was interrupted."""
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
 
 def lane_to(device: torch.device) -> Lane:

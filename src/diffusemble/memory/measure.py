@@ -1,94 +1,101 @@
-"""How many bytes an ensemble's weights have, part by part."""
+"""How many bytes the weights of a drawing have, part by part."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.memory.bundle import bytes_of, layout, weights_of
+from diffusemble.memory.networks import Networks
 from diffusemble.memory.plan import Weights
 from diffusemble.memory.visitors import layer_by_layer, own_weights
 
-Blockwise = Mapping[str, tuple[Tensor, ...]]
-"""Weights of every block, by its name in running order."""
+WHOLE = "whole"
+"""The one block of a denoiser that runs whole."""
 
 
-def distinct(ensemble: EnsembleDenoiser) -> dict[int, int]:
-    """Index of the first expert of every different denoiser, by the denoiser's ``id``."""
-    found: dict[int, int] = {}
-    for index, denoiser in enumerate(ensemble.denoisers):
-        found.setdefault(id(denoiser), index)
-    return found
+@dataclass(frozen=True)
+class Denoiser:
+    """One denoiser's weights.
 
-
-def block_weights(ensemble: EnsembleDenoiser, expert: int) -> Blockwise:
-    """What only one block of a denoiser uses.
-
-    A weight of several blocks counts as outside, and so does the denoiser's first one: where that is, a pipeline takes
-    the denoiser to be.
+    Attributes:
+        module: the denoiser.
+        blocks: what only one of its blocks uses, by the block's name in running order.
+        outside: the rest: embeddings, norms, the last convolution, and what several blocks or denoisers share.
     """
-    blocks, denoiser = ensemble.blocks[expert], ensemble.denoisers[expert]
-    all_of = {name: weights_of(blocks.modules(name)) for name in blocks.names}
-    uses = Counter(id(weight) for weights in all_of.values() for weight in weights)
-    first = id(next(denoiser.parameters()))
-    return {
-        name: tuple(weight for weight in weights if uses[id(weight)] == 1 and id(weight) != first)
-        for name, weights in all_of.items()
-    }
+
+    module: nn.Module
+    blocks: Mapping[str, tuple[Tensor, ...]]
+    outside: tuple[Tensor, ...]
 
 
-def outside_weights(ensemble: EnsembleDenoiser, expert: int) -> tuple[Tensor, ...]:
-    """What no block of a denoiser has for itself: embeddings, norms, the last convolution."""
-    taken = {id(weight) for weights in block_weights(ensemble, expert).values() for weight in weights}
-    return tuple(weight for weight in weights_of([ensemble.denoisers[expert]]) if id(weight) not in taken)
+def denoisers_of(ensemble: Ensemble) -> tuple[Denoiser, ...]:
+    """Every different denoiser, once. At output level a denoiser is one block.
+
+    A denoiser's first weight counts as outside: where that is, a pipeline takes the denoiser to be.
+    """
+    in_blocks = [_in_blocks(ensemble, module) for module in ensemble.members]
+    uses = Counter(id(weight) for blocks in in_blocks for weights in blocks.values() for weight in weights)
+    found = []
+    for module, blocks in zip(ensemble.members, in_blocks, strict=True):
+        shared = {id(next(module.parameters()))}
+        own = {
+            name: tuple(weight for weight in weights if uses[id(weight)] == 1 and id(weight) not in shared)
+            for name, weights in blocks.items()
+        }
+        taken = {id(weight) for weights in own.values() for weight in weights}
+        rest = tuple(weight for weight in weights_of([module]) if id(weight) not in taken)
+        found.append(Denoiser(module, own, rest))
+    return tuple(found)
 
 
-def encoders_of(ensemble: EnsembleDenoiser) -> tuple[nn.Module, ...]:
-    """Every expert's text encoders, and the first expert's other networks but the VAE; shared ones once."""
-    found: dict[int, nn.Module] = {}
-    for number, expert in enumerate(ensemble.experts):
-        for name, part in expert.components.items():
-            if isinstance(part, nn.Module) and name != "vae" and (number == 0 or name.startswith("text_encoder")):
-                found.setdefault(id(part), part)
-    return tuple(found.values())
+def _in_blocks(ensemble: Ensemble, module: nn.Module) -> dict[str, tuple[Tensor, ...]]:
+    if not isinstance(ensemble, EnsembleDenoiser):
+        return {WHOLE: weights_of([module])}
+    blocks = next(blocks for blocks in ensemble.blocks if blocks.denoiser is module)
+    return {name: weights_of(blocks.modules(name)) for name in blocks.names}
 
 
-def vae_of(ensemble: EnsembleDenoiser) -> nn.Module | None:
-    """The VAE that decodes: the first expert's."""
-    vae: nn.Module | None = ensemble.experts[0].components.get("vae")
-    return vae
-
-
-def measure_weights(ensemble: EnsembleDenoiser, storage: str = "same") -> Weights:
-    """Sizes of an ensemble for a plan, its blocks stored as ``storage``.
+def measure_weights(networks: Networks, storage: str = "same") -> Weights:
+    """Sizes for a plan, blocks stored as ``storage``.
 
     Raises:
-        ValueError: something of it is quantised, so that its weights are no plain numbers.
+        ValueError: something of it is quantised, so that its weights are no plain numbers; or experts at output level
+            should be stored in eight bits.
     """
-    _refuse_quantised(ensemble)
-    blocks, decoded, outside = [], 0, bytes_of(weights_of([ensemble.aggregator]))
-    for expert in distinct(ensemble).values():
-        layouts = [layout(weights, storage) for weights in block_weights(ensemble, expert).values()]
-        blocks.append(tuple(one.bytes for one in layouts))
-        decoded = max(decoded, *(one.decoded for one in layouts))
-        outside += bytes_of(outside_weights(ensemble, expert))
-    encoders = encoders_of(ensemble)
+    _refuse_quantised(networks)
+    ensemble = networks.ensemble
+    whole = not isinstance(ensemble, EnsembleDenoiser)
+    if whole and storage != "same":
+        raise ValueError(
+            f"memory.storage: blocks can be kept as {storage}, but at output level experts run whole and are kept as "
+            f"they are. Leave storage out, or use level: block."
+        )
+    denoisers = denoisers_of(ensemble)
+    layouts = [[layout(weights, storage) for weights in one.blocks.values()] for one in denoisers]
+    outside = weights_of([ensemble.aggregator]) + tuple(weight for one in denoisers for weight in one.outside)
     return Weights(
-        blocks=tuple(blocks),
-        decoded=decoded,
-        outside=outside,
-        encoders=tuple(bytes_of(weights_of([encoder])) for encoder in encoders),
-        layers=tuple(max(bytes_of(own_weights(group)) for group in layer_by_layer(encoder)) for encoder in encoders),
-        vae=_vae_bytes(ensemble),
+        blocks=tuple(tuple(one.bytes for one in blocks) for blocks in layouts),
+        decoded=max(one.decoded for blocks in layouts for one in blocks),
+        outside=bytes_of({id(weight): weight for weight in outside}.values()),
+        encoders=tuple(bytes_of(weights_of([encoder])) for encoder in networks.encoders),
+        layers=tuple(
+            max(bytes_of(own_weights(group)) for group in layer_by_layer(encoder)) for encoder in networks.encoders
+        ),
+        controls=tuple(bytes_of(weights_of([control])) for control in networks.controls),
+        vaes=tuple(_vae_bytes(networks, vae) for vae in networks.vaes),
+        whole=whole,
     )
 
 
-def _refuse_quantised(ensemble: EnsembleDenoiser) -> None:
-    for module in (*ensemble.denoisers, *encoders_of(ensemble)):
+def _refuse_quantised(networks: Networks) -> None:
+    for module in (*networks.ensemble.members, *networks.encoders, *networks.controls):
         for name, weight in module.named_parameters():
             if type(weight) is not nn.Parameter or type(weight.data) is not Tensor:
                 kind = type(weight.data if type(weight) is nn.Parameter else weight).__name__
@@ -99,19 +106,13 @@ def _refuse_quantised(ensemble: EnsembleDenoiser) -> None:
                 )
 
 
-def _vae_bytes(ensemble: EnsembleDenoiser) -> int:
-    vae = vae_of(ensemble)
-    if vae is None:
-        return 0
+def _vae_bytes(networks: Networks, vae: nn.Module) -> int:
     weights = weights_of([vae])
-    return bytes_of(weights) * decoding_type(ensemble).itemsize // weights[0].element_size()
+    return bytes_of(weights) * decoding_type(networks.ensemble, vae).itemsize // weights[0].element_size()
 
 
-def decoding_type(ensemble: EnsembleDenoiser) -> torch.dtype:
-    """Number type in which the VAE decodes: SDXL's pipelines widen one that overflows in half precision."""
-    vae = vae_of(ensemble)
-    if vae is None:
-        return ensemble.dtype
+def decoding_type(ensemble: Ensemble, vae: nn.Module) -> torch.dtype:
+    """Number type in which a VAE decodes: SDXL's pipelines widen one that overflows in half precision."""
     own, kind = next(vae.parameters()).dtype, ensemble.experts[0].pipeline_class
     widens = bool(getattr(vae.config, "force_upcast", False)) and (kind is None or hasattr(kind, "upcast_vae"))
     return torch.float32 if own == torch.float16 and widens else own

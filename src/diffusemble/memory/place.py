@@ -1,8 +1,8 @@
-"""An ensemble's weights where a plan wants them."""
+"""The weights of a drawing where a plan wants them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from diffusemble.blocks.base import Blocks
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.memory.bundle import Bundle, bytes_of, weights_of
 from diffusemble.memory.conveyor import Conveyor
-from diffusemble.memory.measure import block_weights, distinct, encoders_of, outside_weights, vae_of
+from diffusemble.memory.measure import Denoiser, denoisers_of
+from diffusemble.memory.networks import networks_of
 from diffusemble.memory.plan import Plan
 from diffusemble.memory.residence import Residence, give_back_free_memory
 from diffusemble.memory.slices import sliced_attention, sliced_decoding
@@ -28,72 +31,114 @@ class Placement:
     """An ensemble whose weights are where ``plan`` wants them, until ``release`` (or the end of a ``with``).
 
     It draws what it draws with everything in memory, bit for bit if ``plan.exact``. Weights come and go by the calls of
-    its blocks and encoders; no ``forward`` is replaced. While it is placed nothing may be attached to its experts.
+    its blocks, encoders and ControlNets; no ``forward`` is replaced. While it is placed nothing may be attached to its
+    experts.
 
     Args:
-        ensemble: what draws; its pipeline may exist already.
-        plan: made for it (``choose_plan``).
+        ensemble: what draws.
+        plan: made for it and its pipelines (``choose_plan``).
         device: where everything computes.
-
-    Attributes:
-        residence: counts the weights on the device.
+        pipelines: that draw with it, if they have ControlNets or image encoders, or are around some of its experts.
+        residence: counts the weights on the device; that of another placement, if the two take turns.
 
     Raises:
         ValueError: the plan was made for another number of denoisers, or asks for what the models cannot do.
     """
 
-    def __init__(self, ensemble: EnsembleDenoiser, plan: Plan, device: str | torch.device) -> None:
+    @torch.inference_mode(False)  # weights outlive the pass in which they are placed
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        plan: Plan,
+        device: str | torch.device,
+        pipelines: Sequence[Any] = (),
+        residence: Residence | None = None,
+    ) -> None:
         self.ensemble, self.plan, self.device = ensemble, plan, torch.device(device)
-        if plan.experts != len(distinct(ensemble)):
+        if plan.experts != len(ensemble.members):
             raise ValueError(
                 f"This plan was made for {plan.experts} different denoisers; the ensemble has "
-                f"{len(distinct(ensemble))}. Make one for this ensemble: choose_plan(ensemble, ...)."
+                f"{len(ensemble.members)}. Make one for this ensemble: choose_plan(ensemble, ...)."
             )
-        self.switches = self._switch()
+        self.networks = networks_of(ensemble, pipelines)
         self.origin = ensemble.device
         self.host = self.origin if self.origin.type == "meta" else HOST
-        self.residence = Residence(self.device)
+        self.residence = residence or Residence(self.device)
+        self.staying: dict[int, Tensor] = {}
         self.bundles: dict[tuple[int, str], Scene] = {}
         self.handles: list[RemovableHandle] = []
-        self.staged: list[tuple[EnsembleDenoiser, Any]] = []
-        self._stay(weights_of([ensemble.aggregator]))
-        for number, expert in enumerate(distinct(ensemble).values()):
-            self._place_denoiser(expert, stays=number < plan.resident)
-        passing = [scene.bundle.bytes for scene in self.bundles.values() if not scene.stays]
-        decoded = max((scene.bundle.decoded_bytes for scene in self.bundles.values()), default=0)
-        self.conveyor = Conveyor(self.residence, max(passing, default=0), decoded)
-        self.visitors = self._place_parts()
-        self.adopt(ensemble)
+        self.staged: list[tuple[list[Blocks], list[Blocks]]] = []
+        self.conveyor = Conveyor(self.residence, 0)
+        self.visitors = Visitors(self.residence, [])
+        self.switches = ExitStack()
+        self.others: list[Placement] = []
+        self.here, self.counted = True, 0
+        try:
+            self._switch()
+            self._place()
+            self.adopt(ensemble)
+        except BaseException:
+            self.release()
+            raise
 
-    def adopt(self, ensemble: EnsembleDenoiser) -> None:
+    def adopt(self, ensemble: Ensemble) -> None:
         """Let another ensemble of the same experts (one expert alone, another aggregator) use the same placement."""
-        if ensemble is not self.ensemble:
-            self._stay(weights_of([ensemble.aggregator]))
-        order = followers(ensemble.aggregator, ensemble.points, len(ensemble.blocks))
-        table = scenes(list(ensemble.denoisers), self.bundles, order)
-        self.staged.append((ensemble, ensemble.blocks))
-        ensemble.blocks = tuple(
-            StagedBlocks(blocks, self.conveyor, needed) for blocks, needed in zip(ensemble.blocks, table, strict=True)
-        )
+        self._stay(weights_of([ensemble.aggregator]))
+        if isinstance(ensemble, EnsembleDenoiser):
+            order = followers(ensemble.aggregator, ensemble.points, len(ensemble.blocks))
+            table = scenes(list(ensemble.denoisers), self.bundles, order)
+            self.staged.append((ensemble.blocks, list(ensemble.blocks)))
+            ensemble.blocks[:] = [
+                StagedBlocks(blocks, self.conveyor, needed)
+                for blocks, needed in zip(ensemble.blocks, table, strict=True)
+            ]
         known = {id(weight) for weight in weights_of([ensemble])}
         self.handles.append(ensemble.register_forward_pre_hook(lambda *_: self._begin(ensemble, known)))
 
+    @torch.inference_mode(False)
+    def step_aside(self) -> None:
+        """Leave the device to another placement. The first weight stays: where that is, a pipeline computes."""
+        self.visitors.leave()
+        self.conveyor.close()
+        if self.here:
+            for scene in self.bundles.values():
+                if scene.stays:
+                    scene.bundle.move(self.host)
+            first = next(self.ensemble.parameters())
+            _move((weight for weight in self.staying.values() if weight is not first), self.host)
+            self._count(bytes_of([first]))
+            self.here = False
+
+    @torch.inference_mode(False)
+    def step_in(self) -> None:
+        """Take the device back from the others."""
+        if not self.here:
+            for other in self.others:
+                other.step_aside()
+            _move(self.staying.values(), self.device)
+            for scene in self.bundles.values():
+                if scene.stays:
+                    scene.bundle.move(self.device)
+            staying = sum(scene.bundle.bytes for scene in self.bundles.values() if scene.stays)
+            self._count(staying + bytes_of(self.staying.values()))
+            self.here = True
+
+    @torch.inference_mode(False)
     def release(self) -> None:
-        """Put everything back where it was; eight-bit weights stay rounded."""
+        """Put everything back where it was; eight-bit weights stay rounded. Once more, if it was interrupted."""
         self.switches.close()
         for handle in self.handles:
             handle.remove()
-        for ensemble, blocks in self.staged:
-            ensemble.blocks = blocks
-        if self.visitors is not None:
-            self.visitors.remove()
-        self.conveyor.stop()
-        for scene in self.bundles.values():
+        for blocks, before in reversed(self.staged):
+            blocks[:] = before
+        self.visitors.remove()
+        self.conveyor.close()
+        self._count(0)
+        for key, scene in list(self.bundles.items()):
             scene.bundle.unpack(self.origin)
-        self.bundles, self.handles, self.staged = {}, [], []
-        modules: list[nn.Module] = [self.ensemble, *encoders_of(self.ensemble), *_there(vae_of(self.ensemble))]
-        for module in modules:
-            _move(weights_of([module]), self.origin)
+            del self.bundles[key]  # not before: who is interrupted in between unpacks it again
+        parts = [*self.networks.encoders, *self.networks.controls, *self.networks.vaes]
+        _move([*self.staying.values(), *weights_of([self.ensemble, *parts])], self.origin)
 
     def __enter__(self) -> Placement:
         return self
@@ -103,53 +148,86 @@ class Placement:
 
     # -- parts of the above ----------------------------------------------------------------------------------------
 
-    def _place_denoiser(self, expert: int, stays: bool) -> None:
+    def _place(self) -> None:
+        denoisers = denoisers_of(self.ensemble)
+        for denoiser in denoisers:
+            self._stay(denoiser.outside)
+        if self.plan.whole:
+            for denoiser in denoisers[: self.plan.resident]:
+                self._stay(weights_of([denoiser.module]))
+        else:
+            for number, denoiser in enumerate(denoisers):
+                self._pack(denoiser, stays=number < self.plan.resident)
+        passing = [scene.bundle.bytes for scene in self.bundles.values() if not scene.stays]
+        decoded = max((scene.bundle.decoded_bytes for scene in self.bundles.values()), default=0)
+        self.conveyor = Conveyor(self.residence, max(passing, default=0), decoded)
+        guests = [whole(one.module) for one in denoisers[self.plan.resident :]] if self.plan.whole else []
+        self.visitors = self._invite([group for groups in guests for group in groups])
+
+    def _pack(self, denoiser: Denoiser, stays: bool) -> None:
         coded = self.plan.storage != "same"
-        key = id(self.ensemble.denoisers[expert])
-        self._stay(outside_weights(self.ensemble, expert))
-        for name, weights in block_weights(self.ensemble, expert).items():
-            if not weights:
-                continue
+        for name, weights in denoiser.blocks.items():
             if stays and not coded:
                 self._stay(weights)
-                continue
-            bundle = Bundle(weights, self.plan.storage, self.residence.take if stays else self._room)
-            if not stays or bundle.decoded_bytes:
-                self.bundles[key, name] = Scene(bundle, stays)
+            elif weights:
+                bundle = Bundle(weights, self.plan.storage, None if stays else self._room)
+                self.bundles[id(denoiser.module), name] = Scene(bundle, stays)
+                bundle.rest()
+                if stays:
+                    bundle.move(self.device)
+                    self._count(self.counted + bundle.bytes)
         give_back_free_memory()
 
-    def _place_parts(self) -> Visitors | None:
-        encoders, vae = encoders_of(self.ensemble), _there(vae_of(self.ensemble))
-        if self.plan.parts == "stay":
-            for part in (*encoders, *vae):
-                self._stay(weights_of([part]))
-            return None
-        split = layer_by_layer if self.plan.parts == "layers" else whole
-        groups = [group for encoder in encoders for group in split(encoder)]
-        groups += [group for part in vae for group in whole(part)]
+    def _invite(self, groups: list[list[nn.Module]]) -> Visitors:
+        """Whoever comes only when called: text encoders, VAEs and ControlNets, if the plan says so, and ``groups``."""
+        networks, parts = self.networks, self.plan.parts
+        split = layer_by_layer if parts == "layers" else whole
+        staying = [*networks.encoders, *networks.vaes] if parts == "stay" else []
+        if self.plan.controls == "stay":
+            staying += networks.controls
+            for module in nn.ModuleList(networks.controls).modules():  # whoever read the prompt is still there
+                self.handles.append(module.register_forward_pre_hook(lambda *_: self.visitors.leave()))
+        self._stay(weights_of(staying))
+        if parts != "stay":
+            groups += [group for encoder in networks.encoders for group in split(encoder)]
+            groups += [group for vae in networks.vaes for group in whole(vae)]
+        if self.plan.controls == "visit":
+            groups += [group for control in networks.controls for group in whole(control)]
         for group in groups:
-            _move(weights_of(group), self.host)
-        return Visitors(self.residence, groups, before=self.conveyor.stop)
+            _move((weight for weight in weights_of(group) if id(weight) not in self.staying), self.host)
+        return Visitors(self.residence, groups, before=self._make_room, staying=self.staying.values())
 
-    def _switch(self) -> ExitStack:
-        with ExitStack() as switches:
-            for expert in distinct(self.ensemble).values():
-                switches.enter_context(sliced_attention(self.ensemble.denoisers[expert], self.plan))
-            for vae in _there(vae_of(self.ensemble)):
-                switches.enter_context(sliced_decoding(vae, self.plan))
-            return switches.pop_all()
+    def _make_room(self) -> None:
+        self.step_in()
+        self.conveyor.stop()
+
+    def _count(self, size: int) -> None:
+        self.residence.add(size - self.counted)
+        self.counted = size
+
+    def _switch(self) -> None:
+        for denoiser in self.ensemble.members:
+            self.switches.enter_context(sliced_attention(denoiser, self.plan))
+        for vae in self.networks.vaes:
+            self.switches.enter_context(sliced_decoding(vae, self.plan))
 
     def _stay(self, weights: Iterable[Tensor]) -> None:
-        weights = tuple(weights)
-        _move(weights, self.device)
-        self.residence.add(bytes_of(weights))
+        for weight in weights:
+            if id(weight) not in self.staying:
+                self.staying[id(weight)] = weight
+                _move([weight], self.device)
+                self._count(self.counted + bytes_of([weight]))
 
     def _room(self, size: int) -> Tensor:
         pinned = self.device.type == "cuda"
         return torch.empty(size, dtype=torch.uint8, device=self.host, pin_memory=pinned)
 
-    def _begin(self, ensemble: EnsembleDenoiser, known: set[int]) -> None:
-        if self.visitors is not None:
+    def _denoiser_visits(self) -> bool:
+        return self.plan.whole and self.visitors.inside in range(self.plan.experts - self.plan.resident)
+
+    def _begin(self, ensemble: Ensemble, known: set[int]) -> None:
+        self.step_in()
+        if not self._denoiser_visits():
             self.visitors.leave()
         added = [name for name, weight in ensemble.named_parameters() if id(weight) not in known]
         if added:
@@ -157,10 +235,6 @@ class Placement:
                 f"Nothing may be attached to an ensemble while a memory plan holds its weights; {len(added)} weights "
                 f"came after it was placed, such as {added[0]}. Attach adapters first, then place the ensemble."
             )
-
-
-def _there(module: nn.Module | None) -> list[nn.Module]:
-    return [] if module is None else [module]
 
 
 def _move(weights: Iterable[Tensor], device: torch.device) -> None:

@@ -9,8 +9,14 @@ from itertools import product
 from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.units import format_bytes
 
+BUFFERS = 2
+"""Of passing blocks: one holds what computes, the other what comes next."""
+
 PARTS = ("stay", "visit", "layers")
 """Where text encoders and VAE are: there all the time; there while they are called; text encoders layer by layer."""
+
+CONTROLS = ("stay", "visit")
+"""Where ControlNets are: there all the time; there while they are called, in every step."""
 
 VAE = ("whole", "pictures", "tiles")
 """How the VAE decodes: all pictures at once, one by one, tile by tile."""
@@ -18,7 +24,7 @@ VAE = ("whole", "pictures", "tiles")
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of an ensemble's weights, as they are stored.
+    """Bytes of the weights of a drawing, as they are stored.
 
     Attributes:
         blocks: of every block of every denoiser, ``[n][k]``; a denoiser that stands for several experts counts once.
@@ -26,7 +32,9 @@ class Weights:
         outside: aggregator, and what lies outside the denoisers' blocks.
         encoders: every text encoder, and image encoders and checkers.
         layers: the largest of their layers, one number for each.
-        vae: in the number type in which it decodes.
+        vaes: in the number type in which they decode.
+        controls: every ControlNet.
+        whole: denoisers are one block each, and run one after the other.
     """
 
     blocks: tuple[tuple[int, ...], ...]
@@ -34,7 +42,9 @@ class Weights:
     outside: int = 0
     encoders: tuple[int, ...] = ()
     layers: tuple[int, ...] = ()
-    vae: int = 0
+    vaes: tuple[int, ...] = ()
+    controls: tuple[int, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Working:
 
     Attributes:
         encode: reading the prompts.
-        denoise: one pass of the ensemble, both halves of guidance in one batch.
+        denoise: one pass of ControlNets and ensemble, both halves of guidance in one batch.
         decode: the VAE, by the names of ``VAE``.
     """
 
@@ -72,8 +82,10 @@ class Plan:
     Attributes:
         experts: number n of different denoisers.
         resident: how many of them, counted from the first, stay on the compute device; the blocks of the others pass
-            through two buffers.
+            through two buffers, or they come whole.
+        whole: whether denoisers run whole.
         parts: one of ``PARTS``.
+        controls: one of ``CONTROLS``; None without ControlNets.
         vae: one of ``VAE``.
         storage: ``"same"``, or eight bits: ``"float8"``, ``"int8"``.
         sliced: whether attention is computed in slices.
@@ -82,7 +94,9 @@ class Plan:
 
     experts: int
     resident: int
+    whole: bool
     parts: str
+    controls: str | None
     vae: str
     storage: str
     sliced: bool
@@ -109,12 +123,14 @@ class Plan:
 
     def __str__(self) -> str:
         away = self.experts - self.resident
+        how = "come whole when they are called" if self.whole else "pass through two buffers"
         parts = {"stay": "stay, too", "visit": "come when they are called", "layers": "come layer by layer"}
         said = [
             f"{self.resident} of {self.experts} denoisers stay on the device"
-            + (f", the blocks of {away} pass through two buffers" if away else ""),
+            + (f", {'' if self.whole else 'the blocks of '}{away} {how}" if away else ""),
             f"text encoders and VAE {parts[self.parts]}",
         ]
+        said += [f"ControlNets {parts[self.controls]}"] if self.controls else []
         said += {"whole": [], "pictures": ["pictures are decoded one by one"], "tiles": ["decoded in tiles"]}[self.vae]
         said += [] if self.storage == "same" else [f"blocks are stored as {self.storage}"]
         said += ["attention is sliced"] if self.sliced else []
@@ -132,35 +148,42 @@ def plans(weights: Weights, working: Working, choice: MemoryConfig) -> Iterator[
     experts = range(n, -1, -1) if choice.resident is None else [min(choice.resident, n)]
     ways = PARTS if choice.parts is None else (choice.parts,)
     decoders = VAE if choice.vae is None else (choice.vae,)
-    for vae, resident, parts in product(decoders, experts, ways):
-        if parts != "stay" or resident == n or choice.parts is not None:
-            fixed = choice.model_copy(update={"resident": resident, "parts": parts, "vae": vae})
-            yield make_plan(weights, working, fixed)
+    controls = CONTROLS if choice.controls is None and weights.controls else (choice.controls or "stay",)
+    for vae, resident, control, parts in product(decoders, experts, controls, ways):
+        everything = resident == n and control == "stay"
+        if parts != "stay" or everything or choice.parts is not None:
+            fixed = {"resident": resident, "parts": parts, "controls": control, "vae": vae}
+            yield make_plan(weights, working, choice.model_copy(update=fixed))
 
 
 def make_plan(weights: Weights, working: Working, chosen: MemoryConfig) -> Plan:
     """What a plan needs; what ``chosen`` leaves out stays on the device and is decoded whole."""
     n = len(weights.blocks)
     resident = n if chosen.resident is None else min(chosen.resident, n)
-    parts, vae = chosen.parts or "stay", chosen.vae or "whole"
+    parts, controls, vae = chosen.parts or "stay", chosen.controls or "stay", chosen.vae or "whole"
     passing = [size for blocks in weights.blocks[resident:] for size in blocks]
-    buffers = 2 * max(passing, default=0)
+    # Blocks are prefetched; what comes whole comes by itself.
+    coming = (1 if weights.whole else BUFFERS) * max(passing, default=0)
     base = weights.outside + weights.decoded + sum(map(sum, weights.blocks[:resident]))
+    visiting = max(weights.controls, default=0) if controls == "visit" else 0
+    base += sum(weights.controls) if controls == "stay" else 0
     if parts == "stay":
-        base += sum(weights.encoders) + weights.vae + buffers
-        reading = decoding = buffers = 0
+        base += sum(weights.encoders) + sum(weights.vaes) + max(coming, visiting)  # nobody sends them away
+        reading = decoding = coming = visiting = 0
     else:
         reading = max(weights.encoders if parts == "visit" else weights.layers, default=0)
-        decoding = weights.vae
+        decoding = max(weights.vaes, default=0)
     return Plan(
         experts=n,
         resident=resident,
+        whole=weights.whole,
         parts=parts,
+        controls=controls if weights.controls else None,
         vae=vae,
         storage=chosen.storage,
         sliced=chosen.attention_slicing,
         encode=Stage(base + reading, working.encode),
-        denoise=Stage(base + buffers, working.denoise),
+        denoise=Stage(base + max(coming, visiting), working.denoise),
         decode=Stage(base + decoding, working.decode[VAE.index(vae)]),
     )
 

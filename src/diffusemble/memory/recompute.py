@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from diffusemble.blocks.base import Blocks, Feature, Flow
 from diffusemble.ensembles.block_level import EnsembleDenoiser
-from diffusemble.memory.staging import StagedBlocks
+from diffusemble.memory.staging import StagedBlocks, inputs_of
 
 
 def recompute_blocks(ensemble: EnsembleDenoiser) -> None:
@@ -23,10 +23,10 @@ def recompute_blocks(ensemble: EnsembleDenoiser) -> None:
     order in which they are added up.
 
     Works on an ensemble that a memory plan has placed, too: then weights come for both passes. Blocks with weights
-    that learn (adapters) are left alone.
+    that learn (adapters), or that read text or time that learns, are left alone.
     """
     if not all(isinstance(blocks, RecomputedBlocks) for blocks in ensemble.blocks):
-        ensemble.blocks = tuple(cast(Blocks, RecomputedBlocks(blocks)) for blocks in ensemble.blocks)
+        ensemble.blocks[:] = [cast(Blocks, RecomputedBlocks(blocks)) for blocks in ensemble.blocks]
 
 
 class RecomputedBlocks:
@@ -42,8 +42,9 @@ class RecomputedBlocks:
 
     def run(self, name: str, flow: Flow) -> Feature:
         """Output of block ``name`` on ``flow``."""
-        tensors = (flow.hidden, *([] if flow.tokens is None else [flow.tokens]), *flow.skips)
-        learns = any(weight.requires_grad for part in self.inner.modules(name) for weight in part.parameters())
+        tensors = inputs_of(flow)
+        own = (weight for part in self.inner.modules(name) for weight in part.parameters())
+        learns = any(tensor.requires_grad for tensor in (flow.time, flow.text, *own))
         if learns or not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
             return self.inner.run(name, flow)
         image, tokens = _Again.apply(_Block(self.inner, name, flow, _autocast(flow.hidden)), *tensors)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffusemble.aggregators.base import Combiner
 from diffusemble.aggregators.router import Router
@@ -56,7 +56,7 @@ class StagedBlocks:
         """
         if name in self.scenes and torch.is_grad_enabled():
             weights = [item.weight for item in self.scenes[name].bundle.items]
-            if any(tensor.requires_grad for tensor in (flow.hidden, *flow.skips, *weights)):
+            if any(tensor.requires_grad for tensor in (*inputs_of(flow), flow.time, flow.text, *weights)):
                 raise ValueError(
                     f"Block {name} should give gradients, but its weights leave the device after it. Call "
                     f"recompute_blocks(ensemble) once it is placed, or draw under torch.no_grad(). Blocks whose own "
@@ -73,6 +73,11 @@ class StagedBlocks:
         if scene.stays:
             return self.conveyor.decoding(scene.bundle)
         return self.conveyor.used(scene.bundle, scene.following)
+
+
+def inputs_of(flow: Flow) -> tuple[Tensor, ...]:
+    """What changes from block to block and may want a gradient."""
+    return (flow.hidden, *([] if flow.tokens is None else [flow.tokens]), *flow.skips)
 
 
 def followers(combiner: Combiner, names: tuple[str, ...], experts: int) -> dict[Turn, Turn]:

@@ -1,4 +1,4 @@
-"""Text encoders and the VAE: on the compute device only while they are called, one at a time."""
+"""Text encoders, ControlNets, the VAE: on the compute device only while they are called, one at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from diffusemble.memory.bundle import bytes_of, weights_of
 from diffusemble.memory.residence import Residence
@@ -31,28 +30,39 @@ class Visitors:
         groups: modules whose own weights come together; a module that belongs to a group of its own inside another
             one's module is not part of the outer group.
         before: called before a group comes.
+        staying: weights that are on the compute device anyway.
     """
 
     def __init__(
-        self, residence: Residence, groups: Iterable[Sequence[nn.Module]], before: Callable[[], None] = lambda: None
+        self,
+        residence: Residence,
+        groups: Iterable[Sequence[nn.Module]],
+        before: Callable[[], None] = lambda: None,
+        staying: Iterable[Tensor] = (),
     ) -> None:
         self.residence, self.before = residence, before
+        self.groups = [tuple(group) for group in groups]
+        self.staying = {id(weight) for weight in staying}
         self.guests: list[Guest] = []
         self.bytes = 0
         self.inside: int | None = None
-        self.handles: list[RemovableHandle] = []
-        self.groups = [tuple(group) for group in groups]
-        for number, group in enumerate(self.groups):
-            for module in group:
-                self.handles.append(module.register_forward_pre_hook(self._opener(number)))
+        self.handles = [
+            module.register_forward_pre_hook(self._opener(number))
+            for number, group in enumerate(self.groups)
+            for module in group
+        ]
 
-    def leave(self, *_: Any) -> None:
+    @torch.inference_mode(False)  # weights outlive the pass that moves them
+    def leave(self) -> None:
         """Nobody is on the compute device any more."""
-        for guest in self.guests:
+        self.inside = None
+        while self.guests:
+            guest = self.guests[-1]
             changed = guest.weight.data_ptr() != guest.copy.data_ptr()  # a pipeline that widens its VAE does that
             guest.weight.data = guest.weight.data.to(guest.home.device) if changed else guest.home
+            self.guests.pop()
         self.residence.add(-self.bytes)
-        self.guests, self.bytes, self.inside = [], 0, None
+        self.bytes = 0
 
     def remove(self) -> None:
         """Let the modules be as they were."""
@@ -66,20 +76,24 @@ class Visitors:
             self.leave()
             self.before()
             self._enter(number)
+            self.inside = number  # not before: who was interrupted on the way in enters anew
 
     def _opener(self, number: int) -> Any:
         return lambda *_: self.open(number)
 
+    @torch.inference_mode(False)
     def _enter(self, number: int) -> None:
-        weights = own_weights(self.groups[number])
-        self.inside, self.bytes = number, bytes_of(weights)
-        self.residence.add(self.bytes)
-        for weight in weights:
+        for weight in own_weights(self.groups[number]):
+            if id(weight) in self.staying:
+                continue
+            size = bytes_of([weight])
+            self.residence.add(size)
+            self.bytes += size
             home = weight.data
-            with torch.inference_mode(False):
-                copy = home.to(self.residence.device, copy=True)
-            weight.data = copy
+            # From pinned memory the host does not wait: the copy is on the stream that will compute.
+            copy = home.to(self.residence.device, copy=True, non_blocking=True)
             self.guests.append(Guest(weight, home, copy))
+            weight.data = copy
 
 
 def own_weights(modules: Iterable[nn.Module]) -> tuple[Tensor, ...]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from diffusemble.aggregators.base import Combiner
+from diffusemble.aggregators.base import Combiner, Context
 from diffusemble.aggregators.storage import create, name_of
 from diffusemble.blocks.example import LONG_PROMPT, example
 from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
+from diffusemble.memory.bundle import bytes_of
 from diffusemble.memory.live import peak_bytes
-from diffusemble.memory.measure import decoding_type, encoders_of, vae_of
+from diffusemble.memory.measure import decoding_type
+from diffusemble.memory.networks import Networks
 from diffusemble.memory.plan import Working
 from diffusemble.memory.slices import tile
 
@@ -25,29 +31,35 @@ MARGIN = 1.25
 replaced by what an accelerator shows."""
 
 
-def measure_working(ensemble: EnsembleDenoiser, latents: tuple[int, int], batch: int, guided: bool) -> Working:
+def measure_working(networks: Networks, latents: tuple[int, int], batch: int, guided: bool) -> Working:
     """Working memory of drawing ``batch`` pictures at a time with latents of this height and width.
 
     Args:
-        ensemble: what draws; it is not run, a twin without numbers is.
+        networks: what draws; nothing of it is run, twins without numbers are.
         latents: height and width.
         batch: pictures at a time.
         guided: whether both halves of guidance run in one batch.
+
+    Raises:
+        ValueError: nothing is known about a class of denoisers or ControlNets.
     """
+    ensemble, rows = networks.ensemble, batch * (2 if guided else 1)
     with torch.device("meta"):
-        denoise = _denoising(ensemble, latents, batch * (2 if guided else 1))
-        vae = vae_of(ensemble)
-        decode = (0, 0, 0) if vae is None else _decoding(vae, decoding_type(ensemble), latents, batch)
-    whole, pictures, tiles = (int(MARGIN * size) for size in decode)
-    return Working(_encoding(ensemble, batch), int(MARGIN * denoise), (whole, pictures, tiles))
+        added = [_controlling(control, latents, rows) for control in networks.controls]
+        level = _denoising if isinstance(ensemble, EnsembleDenoiser) else _asking
+        denoise = level(ensemble, latents, rows) + sum(residuals for _, residuals in added)
+        decodes = [_decoding(vae, decoding_type(ensemble, vae), latents, batch) for vae in networks.vaes]
+    denoise = max([denoise, *(peak + sum(residuals for _, residuals in added) for peak, _ in added)])
+    whole, pictures, tiles = (int(MARGIN * max(sizes)) for sizes in zip((0, 0, 0), *decodes, strict=True))
+    return Working(_encoding(networks.encoders, batch), int(MARGIN * denoise), (whole, pictures, tiles))
 
 
 # -- parts of the above ------------------------------------------------------------------------------------------------
 
 
-def _encoding(ensemble: EnsembleDenoiser, batch: int) -> int:
+def _encoding(encoders: Iterable[nn.Module], batch: int) -> int:
     sizes = [0]
-    for encoder in encoders_of(ensemble):
+    for encoder in encoders:
         config: Any = getattr(encoder, "config", None)
         width, tokens = getattr(config, "hidden_size", 0), getattr(config, "max_position_embeddings", LONG_PROMPT)
         sizes.append(PER_TOKEN * batch * tokens * width * next(encoder.parameters()).element_size())
@@ -55,8 +67,8 @@ def _encoding(ensemble: EnsembleDenoiser, batch: int) -> int:
 
 
 def _denoising(ensemble: EnsembleDenoiser, latents: tuple[int, int], batch: int) -> int:
-    first, own, n = ensemble.denoisers[0], ensemble.aggregator, len(ensemble.experts)
-    denoisers = [nn.Module.to(type(first).from_config(first.config), ensemble.dtype)] * n  # the class's own `to` warns
+    own, n = ensemble.aggregator, len(ensemble.experts)
+    denoisers = [_twin(ensemble.denoisers[0], ensemble.dtype)] * n
     call = example(denoisers[0], latents, batch)
 
     def measured(aggregator: Combiner) -> int:
@@ -71,15 +83,88 @@ def _denoising(ensemble: EnsembleDenoiser, latents: tuple[int, int], batch: int)
         return measured(build_aggregator("mean", denoisers))
 
 
+def _asking(ensemble: Any, latents: tuple[int, int], batch: int) -> int:
+    """At output level: the expert that needs most, or the aggregator, beside everybody's predictions."""
+    peaks = []
+    for family in ensemble.families:
+        own = copy.copy(family)
+        own.denoiser = _twin(family.denoiser, ensemble.dtype)
+        sample = torch.zeros(batch, family.channels, *latents, dtype=ensemble.dtype)
+        conditions = {name: sample.new_zeros(batch, *shape) for name, shape in family.shapes.items()}
+        call = partial(own.predict, sample, sample.new_zeros(batch), own.arguments(sample, conditions, {}))
+        peaks.append(peak_bytes(call))
+    own, sizes = ensemble.aggregator, ensemble.sizes
+    aggregator = create(name_of(own), sizes, own.options.model_dump()).to(ensemble.dtype).eval()
+    predictions = [torch.zeros(batch, sizes.channels[0], *latents, dtype=ensemble.dtype)] * sizes.experts
+    context = Context(
+        text=predictions[0].new_zeros(batch, LONG_PROMPT, sizes.text),
+        time=predictions[0].new_zeros(batch, sizes.time),
+        sample=predictions[0],
+        timestep=predictions[0].new_zeros(batch),
+    )
+    peaks.append(peak_bytes(lambda: aggregator(0, predictions, context)))
+    return max(peaks) + bytes_of(predictions)
+
+
+def _controlling(control: Any, latents: tuple[int, int], batch: int) -> tuple[int, int]:
+    """Most bytes while a ControlNet computes, and bytes of what it hands on."""
+    kind = type(control).__name__
+    if kind not in _CONTROLS:
+        raise ValueError(
+            f"A memory plan knows what ControlNets of the classes {', '.join(_CONTROLS)} need, and this is a {kind}. "
+            f"Leave the budget out, or give a plan yourself (make_plan)."
+        )
+    twin = _twin(control, control.dtype)
+    call = example(twin, latents, batch)
+    given = {"timestep": call.timestep, "return_dict": False, **call.inputs, **_CONTROLS[kind](twin, call.sample)}
+    made: list[Tensor] = []
+    peak = peak_bytes(lambda: made.extend(one for one in tree_leaves(twin(**given)) if one is not None))
+    return peak, bytes_of(made)
+
+
+def _hint(control: Any, sample: Tensor) -> dict[str, Tensor]:
+    """A U-Net's ControlNet reads a picture."""
+    factor = 2 ** (len(control.config.conditioning_embedding_out_channels) - 1)
+    height, width = sample.shape[-2:]
+    return {"sample": sample, "controlnet_cond": sample.new_zeros(len(sample), 3, factor * height, factor * width)}
+
+
+def _tokens(control: Any, sample: Tensor) -> dict[str, Tensor]:
+    """FLUX's reads encoded pictures, both as tokens."""
+    tokens = sample.flatten(2).mT
+    return {"hidden_states": tokens, "controlnet_cond": tokens}
+
+
+def _encoded(control: Any, sample: Tensor) -> dict[str, Tensor]:
+    """SD3's reads encoded pictures, with their mask where it asks for one."""
+    channels = sample.shape[1] + control.config.extra_conditioning_channels
+    return {"hidden_states": sample, "controlnet_cond": sample.new_zeros(len(sample), channels, *sample.shape[-2:])}
+
+
+_CONTROLS: Mapping[str, Callable[[Any, Tensor], dict[str, Tensor]]] = {
+    "ControlNetModel": _hint,
+    "FluxControlNetModel": _tokens,
+    "SD3ControlNetModel": _encoded,
+}
+
+
+def _twin(model: Any, dtype: torch.dtype) -> Any:
+    """A model of the same architecture without numbers, where tensors are made without them."""
+    config = dict(model.config)
+    if config.get("encoder_hid_dim_type") and config["encoder_hid_dim"] is None:
+        config["encoder_hid_dim_type"] = None  # image prompts, which were attached later, wrote it there
+    return nn.Module.to(type(model).from_config(config), dtype).eval()  # the class's own `to` warns
+
+
 def _decoding(vae: nn.Module, dtype: torch.dtype, latents: tuple[int, int], batch: int) -> tuple[int, int, int]:
     config: Any = vae.config
-    kind: Any = type(vae)
-    twin: Any = nn.Module.to(kind.from_config(config), dtype).eval()  # the class's own `to` warns
+    twin = _twin(vae, dtype)
 
     def measured(pictures: int) -> int:
         return peak_bytes(lambda: twin.decode(torch.zeros(pictures, config.latent_channels, *latents, dtype=dtype)))
 
-    whole, one = measured(batch), measured(1)
+    one = measured(1)
+    whole = one if batch == 1 else measured(batch)
     side = 2 ** (len(config.block_out_channels) - 1)
     results = batch * 3 * latents[0] * latents[1] * side**2 * dtype.itemsize
     if not hasattr(twin, "enable_tiling"):

@@ -12,6 +12,7 @@ from diffusemble.config.memory import MemoryConfig
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.memory.measure import measure_weights
+from diffusemble.memory.networks import networks_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Working, make_plan
 from diffusemble.memory.recompute import recompute_blocks
@@ -48,7 +49,9 @@ def place(ensemble: Ensemble, config: RunConfig, device: torch.device) -> Abstra
 def _planned(ensemble: Any, memory: MemoryConfig, device: torch.device) -> Placement:
     # Between two sheets neither VAE nor text encoders have anything to do on the device.
     chosen = memory.model_copy(update={"parts": memory.parts or "visit"})
-    return Placement(ensemble, make_plan(measure_weights(ensemble, memory.storage), Working(), chosen), device)
+    return Placement(
+        ensemble, make_plan(measure_weights(networks_of(ensemble), memory.storage), Working(), chosen), device
+    )
 
 
 def _recompute(ensemble: Ensemble) -> None:
