@@ -110,7 +110,7 @@ def generate(
             base=base, level=level, seeds=seeds_of(seed, images), steps=steps, guidance=guidance, scheduler=scheduler
         ),
         **_given(compare=compare or None, attention=attention or None, memory_budget=memory_budget, **size_of(size)),
-        **_given(loras=lora, refiner=refiner_of(refiner_experts, refine_from)),
+        **_given(loras=lora, refiner=refiner_of(refiner_experts, refine_from, base)),
     }
     if flags or sets:
         flags["made_with"] = None  # another picture; there is nothing to compare it with

@@ -26,8 +26,8 @@ RefinerExperts = Annotated[
 RefineFrom = Annotated[float | None, typer.Option(help="Share of the steps after which refiners go on (0.8).")]
 
 
-def refiner_of(experts: list[str] | None, start: float | None) -> dict[str, Any] | None:
-    """The key ``refiner`` that the flags stand for.
+def refiner_of(experts: list[str] | None, start: float | None, base: list[str] | None) -> dict[str, Any] | None:
+    """The key ``refiner`` that the flags stand for; the bases are those of both stages.
 
     Raises:
         ValueError: a start without refiners.
@@ -36,7 +36,7 @@ def refiner_of(experts: list[str] | None, start: float | None) -> dict[str, Any]
         if start is not None:
             raise ValueError("--refine-from needs refiners: give --refiner-experts, once for each.")
         return None
-    return {"experts": experts, **({} if start is None else {"start": start})}
+    return {"experts": experts, **({"base": base} if base else {}), **({} if start is None else {"start": start})}
 
 
 def seeds_of(seeds: list[int] | None, images: int | None) -> list[int] | None:

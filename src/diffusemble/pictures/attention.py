@@ -105,7 +105,7 @@ def _legend(draw: ImageDraw.ImageDraw, span: tuple[int, int], title: str, expert
         draw.rectangle((left, middle - 7, left + 14, middle + 7), fill=COLOURS[index % len(COLOURS)])
         draw.text((left + 22, middle), name, fill=INK, font=font(LABEL), anchor="lm")
         left += 22 + width_of(name, LABEL) + 24
-    note = wrap("The stronger the colour, the larger its share. Bars: mean shares.", span[1] - span[0], SMALL, 1)
+    note = wrap("The stronger the colour, the larger its share; grey: equal. Bars: means.", span[1] - span[0], SMALL, 1)
     write(draw, (span[0], middle + line_height(LABEL) + 6), note, SMALL, FAINT)
 
 
