@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tiny import tiny_pipeline, tiny_text_encoder
+from experts.small import small_pipeline
+from tiny import tiny_text_encoder
 
 
 @pytest.fixture(scope="session")
@@ -12,5 +13,5 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders ``rock``, ``fern`` and ``moss``: one VAE; the last two share their text encoder."""
     root = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("rock", "fern", "moss")):
-        tiny_pipeline(seed, text_encoder=tiny_text_encoder(min(seed, 1))).save_pretrained(root / name)
+        small_pipeline(seed, text_encoder=tiny_text_encoder(min(seed, 1))).save_pretrained(root / name)
     return root

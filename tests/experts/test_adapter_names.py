@@ -14,7 +14,8 @@ from diffusemble.experts.additions.names import targets
 from diffusemble.experts.formats.contents import contents_of
 from diffusemble.experts.formats.header import Form, Header
 from diffusemble.experts.inspection.folders import inspect
-from tiny import tiny_pipeline, tiny_sdxl_pipeline
+from experts.small import small_pipeline
+from tiny import tiny_sdxl_pipeline
 from tiny_dit import tiny_flux
 
 CONV_IN = {"unet.conv_in.diff": torch.ones(16, 4, 3, 3), "unet.conv_in.diff_b": torch.ones(16)}
@@ -47,7 +48,7 @@ def test_whole_differences_alone_are_an_adapter(models: Path, tmp_path: Path) ->
 
 def test_words_inside_a_lora_are_taught_too(models: Path, tmp_path: Path) -> None:
     vectors = torch.arange(2 * 32.0).reshape(2, 32)
-    lora: dict[str, Tensor] = kohya(shapes_of(tiny_pipeline().unet, ["to_q"]))
+    lora: dict[str, Tensor] = kohya(shapes_of(small_pipeline().unet, ["to_q"]))
     file = write({**lora, "bundle_emb.<cat>.string_to_param.*": vectors}, tmp_path / "cat.safetensors")
     expert, other, alone = load_experts([f"{models / 'rock'}+{file}:0.5", models / "fern", models / "rock"])
     place = expert.components["tokenizer"].get_added_vocab()["<cat>_1"]

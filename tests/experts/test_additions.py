@@ -16,8 +16,9 @@ from diffusemble import EnsembleDenoiser, load_experts
 from diffusemble.experts.sources import Addition, Source, parse_source
 from diffusemble.merging.models import find
 from diffusemble.provenance import made_with
+from experts.small import small_pipeline
 from ldm import save_ldm
-from tiny import tiny_pipeline, tiny_vae
+from tiny import tiny_vae
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def project(models: Path, tmp_path: Path) -> Path:
     """A folder with the experts ``rock`` and ``fern``, a LoRA ``style`` and a word ``mossy``."""
     for name in ("rock", "fern"):
         shutil.copytree(models / name, tmp_path / "project" / name)
-    write(kohya(shapes_of(tiny_pipeline().unet, ["to_q"])), tmp_path / "project/style.safetensors")
+    write(kohya(shapes_of(small_pipeline().unet, ["to_q"])), tmp_path / "project/style.safetensors")
     write({"emb_params": torch.ones(1, 32)}, tmp_path / "project/mossy.safetensors")
     return tmp_path / "project"
 
@@ -72,7 +73,7 @@ def test_wrong_additions_are_named(project: Path, ending: str, message: str) -> 
 
 
 def test_whole_models_are_not_added(models: Path, tmp_path: Path) -> None:
-    file = save_ldm(tiny_pipeline(2), tmp_path / "opal.safetensors")
+    file = save_ldm(small_pipeline(2), tmp_path / "opal.safetensors")
     with pytest.raises(
         ValueError, match=r"opal.safetensors cannot be added to .*rock: it is an SD 1.x checkpoint. Behind"
     ):
@@ -126,7 +127,7 @@ def test_an_ensemble_keeps_what_was_added_and_can_be_moved(project: Path, tmp_pa
 def test_an_addition_that_changed_or_vanished_is_named(project: Path) -> None:
     ensemble = EnsembleDenoiser(load_experts(f"{project / 'rock'}+{project / 'style.safetensors'}:0.7"))
     ensemble.save_pretrained(project / "ensemble")
-    write(kohya(shapes_of(tiny_pipeline().unet, ["to_q"]), seed=1), project / "style.safetensors")
+    write(kohya(shapes_of(small_pipeline().unet, ["to_q"]), seed=1), project / "style.safetensors")
     with pytest.raises(ValueError, match=r"Expert 'rock\+style' .*: \+style.safetensors:0.7 has changed since"):
         EnsembleDenoiser.from_pretrained(project / "ensemble")
     (project / "style.safetensors").unlink()
@@ -147,7 +148,9 @@ def test_what_several_experts_take_from_one_place_is_read_once(
         return real(cls, *args, **options)
 
     monkeypatch.setattr(AutoencoderKL, "from_pretrained", classmethod(counted))
-    files = [save_ldm(tiny_pipeline(n), tmp_path / f"{n}.safetensors", without=["vae", "text_encoder"]) for n in (2, 3)]
+    files = [
+        save_ldm(small_pipeline(n), tmp_path / f"{n}.safetensors", without=["vae", "text_encoder"]) for n in (2, 3)
+    ]
     one, two, rock, again = load_experts([*files, models / "rock", models / "rock"])
     assert len(opened) == 1
     for part in ("vae", "text_encoder"):

@@ -15,9 +15,9 @@ from diffusemble import EnsembleDenoiser, load_experts
 from diffusemble.experts.formats.editions import edition_of
 from diffusemble.experts.formats.header import Form, Header
 from diffusemble.experts.inspection.folders import inspect
+from experts.small import small_pipeline, small_unet
 from ldm import save_ldm
 from ldm import unet as ldm_unet
-from tiny import tiny_pipeline, tiny_unet
 
 Shapes = dict[str, tuple[int, ...]]
 MARKS = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
@@ -75,13 +75,13 @@ def test_names_and_shapes_tell_the_edition(family: str, shapes: Shapes, name: st
 
 
 def test_a_message_names_the_repository_of_the_edition(models: Path, tmp_path: Path) -> None:
-    file = write(ldm_unet(tiny_unet(in_channels=9)), tmp_path / "in.safetensors")
+    file = write(ldm_unet(small_unet(in_channels=9)), tmp_path / "in.safetensors")
     with pytest.raises(ValueError, match=r"an inpainting model: it reads 9 channels\), such as stable-diffusion-v1-5/"):
         load_experts(file, base=models / "rock")
 
 
 def test_a_file_made_for_edm_needs_such_a_base(models: Path, tmp_path: Path) -> None:
-    unet = {f"model.diffusion_model.{key}": tensor for key, tensor in ldm_unet(tiny_unet(5)).items()}
+    unet = {f"model.diffusion_model.{key}": tensor for key, tensor in ldm_unet(small_unet(5)).items()}
     file = write({**unet, "edm_mean": torch.zeros(4)}, tmp_path / "play.safetensors")
     message = r"made for EDM \(Playground 2.5\), but the base .*rock has a DDIMScheduler, which follows another noise"
     with pytest.raises(ValueError, match=message):
@@ -93,7 +93,7 @@ def test_a_file_made_for_edm_needs_such_a_base(models: Path, tmp_path: Path) -> 
 
 
 def test_marks_of_a_file_about_its_prediction_hold(models: Path, tmp_path: Path) -> None:
-    pipeline = tiny_pipeline(5)
+    pipeline = small_pipeline(5)
     plain = save_ldm(pipeline, tmp_path / "plain.safetensors")
     marked = save_ldm(pipeline, tmp_path / "marked.safetensors", extra=MARKS)
     one, other = load_experts([plain, marked], base=models / "rock")
@@ -106,7 +106,7 @@ def test_marks_of_a_file_about_its_prediction_hold(models: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("key", ["modelspec.predict_key", "modelspec.prediction_type"])
 def test_comfyui_and_kohya_write_the_prediction_into_the_header(key: str, models: Path, tmp_path: Path) -> None:
-    unet = ldm_unet(tiny_unet(5))
+    unet = ldm_unet(small_unet(5))
     file = write(unet, tmp_path / "opal.safetensors", **{key: "v"})
     (expert,) = load_experts(file, base=models / "rock")
     assert expert.components["scheduler"].config.prediction_type == "v_prediction"
@@ -119,13 +119,13 @@ def test_zero_terminal_snr_takes_a_scheduler_that_reaches_it(models: Path, tmp_p
     (base / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "PNDMScheduler"]}))
     settings = base / "scheduler/scheduler_config.json"
     settings.write_text(settings.read_text().replace("DDIMScheduler", "PNDMScheduler"))
-    tensors: dict[str, Tensor] = {**ldm_unet(tiny_unet(5)), **MARKS}
+    tensors: dict[str, Tensor] = {**ldm_unet(small_unet(5)), **MARKS}
     (expert,) = load_experts(write(tensors, tmp_path / "opal.safetensors"), base=base)
     assert float(expert.components["scheduler"].alphas_cumprod[-1]) < 1e-6
 
 
 def test_numbers_that_are_not_finite_are_refused(models: Path, tmp_path: Path) -> None:
-    unet = ldm_unet(tiny_unet(5))
+    unet = ldm_unet(small_unet(5))
     unet["out.2.bias"] = torch.tensor([1.0, 1e6, 0.0, 0.0])
     file = write(unet, tmp_path / "opal.safetensors")
     load_experts(file, base=models / "rock", dtype=torch.bfloat16)
@@ -140,4 +140,4 @@ def test_numbers_that_are_not_finite_are_refused(models: Path, tmp_path: Path) -
 def test_a_piece_of_a_model_is_no_checkpoint(tmp_path: Path) -> None:
     name = "diffusion_pytorch_model-00001-of-00002.safetensors"
     with pytest.raises(ValueError, match="is one of the pieces that a large model is cut into"):
-        load_experts(write(ldm_unet(tiny_unet(5)), tmp_path / name))
+        load_experts(write(ldm_unet(small_unet(5)), tmp_path / name))

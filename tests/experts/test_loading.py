@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from diffusemble import EnsembleDenoiser, load_experts, zoo
 from diffusemble.experts.folder import quiet
 from diffusemble.experts.sources import Source, parse_source
+from experts.small import small_pipeline
 from ldm import save_ldm
-from tiny import tiny_pipeline, tiny_sdxl_pipeline, tiny_vae
+from tiny import tiny_sdxl_pipeline, tiny_vae
 
 
 def copied(models: Path, tmp_path: Path) -> Path:
@@ -61,7 +62,7 @@ def test_names_are_those_of_the_folders_and_stay_unique(models: Path) -> None:
 
 
 def test_weights_come_in_float32_unless_asked_otherwise(models: Path, tmp_path: Path) -> None:
-    tiny_pipeline().to(torch.float16).save_pretrained(tmp_path / "half")
+    small_pipeline().to(torch.float16).save_pretrained(tmp_path / "half")
     for dtype in (None, torch.float32, torch.float16):
         (expert,) = load_experts(tmp_path / "half", dtype=dtype)
         for part in (expert.denoiser, expert.components["vae"], expert.components["text_encoder"]):
@@ -69,16 +70,16 @@ def test_weights_come_in_float32_unless_asked_otherwise(models: Path, tmp_path: 
 
 
 def test_a_folder_that_has_only_half_precision_files_opens(tmp_path: Path) -> None:
-    tiny_pipeline().to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    small_pipeline().to(torch.float16).save_pretrained(tmp_path, variant="fp16")
     (expert,) = load_experts(tmp_path)
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in expert.files
 
 
 def test_sharded_weights_are_all_checked(tmp_path: Path) -> None:
-    pipeline = tiny_pipeline()
+    pipeline = small_pipeline()
     pipeline.save_pretrained(tmp_path)
     (tmp_path / "unet/diffusion_pytorch_model.safetensors").unlink()
-    pipeline.unet.save_pretrained(tmp_path / "unet", max_shard_size="1MB")
+    pipeline.unet.save_pretrained(tmp_path / "unet", max_shard_size="320KB")
     (expert,) = load_experts(tmp_path)
     assert sum(file.startswith("unet/") for file in expert.files) == 3
     assert torch.equal(expert.denoiser.conv_out.weight, pipeline.unet.conv_out.weight)
@@ -95,7 +96,7 @@ def test_an_sdxl_folder_keeps_the_settings_of_its_pipeline(tmp_path: Path) -> No
 @pytest.fixture
 def tiny_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A zoo of tiny models in the place of the shipped one."""
-    base = tiny_pipeline().to(torch.float16)
+    base = small_pipeline().to(torch.float16)
     base.save_pretrained(tmp_path / "weights/base")
     for number, name in enumerate(zoo.names()[1:], start=1):
         delta = {"conv_in.bias": base.unet.conv_in.bias + number}
@@ -146,7 +147,7 @@ def test_a_hub_repository_is_pinned_to_its_commit(models: Path, offline: Path) -
 
 def test_a_hub_repository_completes_a_file(models: Path, offline: Path, tmp_path: Path) -> None:
     fill_cache(offline, models / "rock")
-    pipeline = tiny_pipeline(4)
+    pipeline = small_pipeline(4)
     (expert,) = load_experts(save_ldm(pipeline, tmp_path / "a.safetensors", without=["vae"]), base="quarry/rock")
     assert expert.base == f"quarry/rock@{COMMIT}"
     assert torch.equal(expert.denoiser.conv_out.weight, pipeline.unet.conv_out.weight)
@@ -169,7 +170,7 @@ def test_a_vae_can_come_from_the_hub(models: Path, offline: Path) -> None:
 def test_an_unreachable_repository_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"quarry/rock@v1 is not a local path, and no repository.*Check the spelling"):
         load_experts("quarry/rock@v1")
-    file = save_ldm(tiny_pipeline(), tmp_path / "a.safetensors")
+    file = save_ldm(small_pipeline(), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="quarry/rock is not a local path"):
         load_experts(file, base="quarry/rock")
 

@@ -13,10 +13,11 @@ from peft import LoraConfig, get_peft_model
 from adapter_files import kohya, shapes_of, write
 from diffusemble import load_experts
 from diffusemble.experts.folder import quiet
+from experts.small import small_pipeline
 from ldm import SD1, save_ldm
 from ldm import unet as ldm_unet
 from original import original
-from tiny import tiny_pipeline, tiny_sdxl_pipeline
+from tiny import tiny_sdxl_pipeline
 from tiny_dit import tiny_flux_pipeline, tiny_sd3_pipeline
 
 LINEAR = ("attn2.to_k", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
@@ -47,14 +48,14 @@ def fused(pipeline: Any, file: Path, amount: float) -> Any:
 @pytest.fixture(scope="module")
 def rock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "rock"
-    tiny_pipeline(0).save_pretrained(folder)
+    small_pipeline(0).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def style(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A kohya file for ``rock``: attention, convolutions and text encoder."""
-    pipeline = tiny_pipeline(0)
+    pipeline = small_pipeline(0)
     names = {
         **shapes_of(pipeline.unet, (*LINEAR, *CONVOLUTIONS)),
         **shapes_of(pipeline.text_encoder, TEXT, "lora_te_text_model_"),
@@ -90,7 +91,7 @@ def test_names_of_the_original_code_mean_what_they_mean_to_diffusers(tmp_path: P
         assert_close(expert.components[part], getattr(theirs, part), but=getattr(pipeline, part))
 
 
-@pytest.mark.parametrize("build", [tiny_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline])
+@pytest.mark.parametrize("build", [small_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline])
 def test_what_diffusers_and_peft_saved_comes_back(build: Any, tmp_path: Path) -> None:
     pipeline = build(0)
     pipeline.save_pretrained(tmp_path / "base")
@@ -171,7 +172,7 @@ def test_weight_zero_changes_no_bit_and_two_weights_add_up(rock: Path, style: Pa
 
 
 def test_a_single_file_takes_one_too_and_shares_what_it_does_not_change(rock: Path, tmp_path: Path) -> None:
-    pipeline = tiny_pipeline(0)
+    pipeline = small_pipeline(0)
     model = save_ldm(pipeline, tmp_path / "opal.safetensors", SD1, without=["vae", "text_encoder"])
     only = write(kohya(shapes_of(pipeline.unet, ["to_q"])), tmp_path / "only.safetensors")
     expert, plain = load_experts([f"{model}+{only}:-0.5", rock])

@@ -10,17 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from diffusemble import EnsembleDenoiser, load_experts
 from diffusemble.experts.layouts.autoencoder import older_vae
+from experts.small import small_pipeline, small_unet
 from ldm import REFINER, SD1, SD2, SDXL, Layout, save_ldm
 from original import original
-from tiny import (
-    tiny_pipeline,
-    tiny_refiner,
-    tiny_sdxl_pipeline,
-    tiny_sdxl_unet,
-    tiny_text_encoder,
-    tiny_unet,
-    tiny_vae,
-)
+from tiny import tiny_refiner, tiny_sdxl_pipeline, tiny_sdxl_unet, tiny_text_encoder, tiny_vae
 
 
 def assert_equal_weights(mine: Any, other: Any) -> None:
@@ -31,7 +24,7 @@ def assert_equal_weights(mine: Any, other: Any) -> None:
 
 
 def test_a_complete_file_gives_every_weight_bit_for_bit(models: Path, tmp_path: Path) -> None:
-    pipeline = tiny_pipeline(5, vae=tiny_vae(5))
+    pipeline = small_pipeline(5, vae=tiny_vae(5))
     (expert,) = load_experts(save_ldm(pipeline, tmp_path / "opal.safetensors"), base=models / "rock")
     assert_equal_weights(expert.denoiser, pipeline.unet)
     assert_equal_weights(expert.components["vae"], pipeline.vae)
@@ -42,7 +35,7 @@ def test_a_complete_file_gives_every_weight_bit_for_bit(models: Path, tmp_path: 
 
 def test_the_oldest_names_are_read_too(models: Path, tmp_path: Path) -> None:
     """Text encoders without ``text_model``, and VAEs as older versions of diffusers wrote them."""
-    pipeline = tiny_pipeline(5, vae=tiny_vae(5))
+    pipeline = small_pipeline(5, vae=tiny_vae(5))
     tensors = load_file(save_ldm(pipeline, tmp_path / "new.safetensors", without=["vae"]))
     bare = {key.replace("transformer.text_model.", "transformer."): tensor for key, tensor in tensors.items()}
     vae = original(pipeline.vae, older_vae, "vae.")
@@ -55,7 +48,7 @@ def test_the_oldest_names_are_read_too(models: Path, tmp_path: Path) -> None:
 
 def sd2() -> Any:
     """One text encoder, in OpenCLIP's layout."""
-    return tiny_pipeline(3, unet=tiny_unet(3, use_linear_projection=True))
+    return small_pipeline(3, unet=small_unet(3, use_linear_projection=True))
 
 
 def sdxl() -> Any:
@@ -65,7 +58,7 @@ def sdxl() -> Any:
 
 
 def inpainting() -> Any:
-    return tiny_pipeline(4, unet=tiny_unet(4, in_channels=9))
+    return small_pipeline(4, unet=small_unet(4, in_channels=9))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +81,7 @@ def test_other_families_come_bit_for_bit_too(build: Callable[[], Any], layout: L
 
 
 def test_what_a_file_lacks_comes_from_the_first_folder_and_is_shared(models: Path, tmp_path: Path) -> None:
-    file = save_ldm(tiny_pipeline(5), tmp_path / "opal.safetensors", without=["vae", "text_encoder"])
+    file = save_ldm(small_pipeline(5), tmp_path / "opal.safetensors", without=["vae", "text_encoder"])
     opal, rock, fern = load_experts([file, models / "rock", models / "fern"])
     assert opal.base == str(models / "rock")
     assert opal.components["vae"] is rock.components["vae"]
@@ -99,7 +92,7 @@ def test_what_a_file_lacks_comes_from_the_first_folder_and_is_shared(models: Pat
 
 
 def test_the_base_completes_the_given_part_only(models: Path, tmp_path: Path) -> None:
-    pipeline = tiny_pipeline(5)
+    pipeline = small_pipeline(5)
     file = save_ldm(pipeline, tmp_path / "opal.safetensors", without=["vae"])
     opal, rock = load_experts([file, models / "rock"], base=models / "fern")
     assert opal.base == str(models / "fern")
@@ -109,7 +102,7 @@ def test_the_base_completes_the_given_part_only(models: Path, tmp_path: Path) ->
 
 
 def test_a_file_of_another_size_is_refused_with_the_base(models: Path, tmp_path: Path) -> None:
-    file = save_ldm(tiny_pipeline(unet=tiny_unet(cross_attention_dim=48)), tmp_path / "wide.safetensors")
+    file = save_ldm(small_pipeline(unet=small_unet(cross_attention_dim=48)), tmp_path / "wide.safetensors")
     message = (
         r"wide.safetensors: its unet cannot be read as UNet2DConditionModel with the configuration of .*rock: "
         r"'model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight' has the shape \(16, 48\), "
@@ -120,7 +113,7 @@ def test_a_file_of_another_size_is_refused_with_the_base(models: Path, tmp_path:
 
 
 def test_a_file_with_missing_or_left_over_tensors_is_refused(models: Path, tmp_path: Path) -> None:
-    pipeline = tiny_pipeline()
+    pipeline = small_pipeline()
     left_over = {"model.diffusion_model.rock.weight": torch.zeros(2)}
     message = (
         "it has 1 tensors that UNet2DConditionModel does not have there, such as 'model.diffusion_model.rock.weight'"
@@ -183,7 +176,7 @@ def test_a_checkpoint_of_a_family_that_is_not_supported_is_named(tmp_path: Path)
 
 
 def test_the_base_must_be_one_folder(models: Path, tmp_path: Path) -> None:
-    file = save_ldm(tiny_pipeline(), tmp_path / "opal.safetensors")
+    file = save_ldm(small_pipeline(), tmp_path / "opal.safetensors")
     for base in (file, "zoo:topics"):
         with pytest.raises(ValueError, match="A base must be one diffusers folder, hub id or zoo model; got"):
             load_experts(file, base=base)
@@ -194,7 +187,7 @@ def test_without_base_and_network_the_message_says_what_to_give(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    file = save_ldm(tiny_pipeline(), tmp_path / "opal.safetensors")
+    file = save_ldm(small_pipeline(), tmp_path / "opal.safetensors")
     with pytest.raises(
         ValueError,
         match=r"is an SD 1.x checkpoint; without base= its .* hub repository stable-diffusion-v1-5/.*Give base=",

@@ -16,10 +16,11 @@ from diffusemble.experts.layouts.autoencoder import vae
 from diffusemble.experts.layouts.flux import chroma, flux
 from diffusemble.experts.layouts.sd3 import sd3
 from diffusemble.experts.layouts.text_encoder import clip, embedding_t5, t5
+from experts.small import small_pipeline
 from ldm import save_ldm
 from ldm import unet as ldm_unet
 from original import original
-from tiny import tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder
+from tiny import tiny_sdxl_pipeline, tiny_text_encoder
 from tiny_dit import tiny_chroma_pipeline, tiny_flux, tiny_flux_pipeline, tiny_sd3, tiny_sd3_pipeline
 from tiny_qwen import tiny_qwen, tiny_qwen_pipeline
 
@@ -116,13 +117,13 @@ def test_an_sd3_file_is_refused_with_a_flux_base_and_the_other_way_round(tmp_pat
     file = write(
         {f"model.diffusion_model.{key}": t for key, t in ldm_unet(sdxl.unet).items()}, tmp_path / "xl.safetensors"
     )
-    tiny_pipeline(0).save_pretrained(tmp_path / "sd1")
+    small_pipeline(0).save_pretrained(tmp_path / "sd1")
     with pytest.raises(ValueError, match=r"xl.safetensors is an SDXL checkpoint, but the base .*sd1 is SD 1.x. Give"):
         load_experts(file, base=tmp_path / "sd1")
 
 
 def test_files_of_several_families_take_the_base_of_their_own(flux_base: Path, models: Path, tmp_path: Path) -> None:
-    rock = save_ldm(tiny_pipeline(3), tmp_path / "rock.safetensors", without=["vae"])
+    rock = save_ldm(small_pipeline(3), tmp_path / "rock.safetensors", without=["vae"])
     fern = write(original(tiny_flux(3), flux), tmp_path / "fern.safetensors")
     for experts in (
         load_experts([rock, fern], base=[flux_base, models / "rock"]),
@@ -149,7 +150,7 @@ def test_qwen_image_files_have_diffusers_names_under_any_prefix(tmp_path: Path) 
     assert_equal(expert.denoiser, transformer)
 
 
-@pytest.mark.parametrize("build", [tiny_pipeline, tiny_sdxl_pipeline, tiny_flux_pipeline])
+@pytest.mark.parametrize("build", [small_pipeline, tiny_sdxl_pipeline, tiny_flux_pipeline])
 def test_a_denoiser_in_the_layout_of_diffusers_is_read_too(build: Any, tmp_path: Path) -> None:
     pipeline = build(0)
     pipeline.save_pretrained(tmp_path / "base")

@@ -14,10 +14,11 @@ from torch import Tensor
 from adapter_files import write
 from diffusemble import EnsembleDenoiser, load_experts
 from diffusemble.experts.folder import quiet
+from experts.small import small_pipeline, small_unet
 from families.parts import tiny_pixart_pipeline
 from ldm import save_ldm
 from ldm import vae as ldm_vae
-from tiny import WIDTH, tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder, tiny_unet, tiny_vae
+from tiny import WIDTH, tiny_sdxl_pipeline, tiny_text_encoder, tiny_vae
 from tiny_dit import tiny_flux_pipeline
 
 
@@ -159,8 +160,8 @@ def test_models_that_do_not_read_by_clip_alone_take_words_for_clip(tmp_path: Pat
 
 
 def test_an_expert_of_another_kind_beside_stays_as_it_is(models: Path, words: Path, tmp_path: Path) -> None:
-    tiny_pipeline(
-        1, unet=tiny_unet(1, cross_attention_dim=40), text_encoder=tiny_text_encoder(3, hidden_size=40)
+    small_pipeline(
+        1, unet=small_unet(1, cross_attention_dim=40), text_encoder=tiny_text_encoder(3, hidden_size=40)
     ).save_pretrained(tmp_path / "wide")
     rock, wide = load_experts([f"{models / 'rock'}+{words / 'plain.safetensors'}", tmp_path / "wide"])
     assert len(rock.components["tokenizer"]) == len(wide.components["tokenizer"])  # no vector of width 40 is needed
@@ -183,7 +184,7 @@ def test_a_vae_takes_the_place_of_the_experts_own(models: Path, tmp_path: Path) 
     other.save_pretrained(tmp_path / "kl")
     alone = write(ldm_vae(other), tmp_path / "alone.safetensors")
     diffusers = write(other.state_dict(), tmp_path / "diffusers.safetensors")
-    whole = save_ldm(tiny_pipeline(3, vae=other), tmp_path / "whole.safetensors")
+    whole = save_ldm(small_pipeline(3, vae=other), tmp_path / "whole.safetensors")
     other.save_pretrained(tmp_path / "half", variant="fp16")
     places = (tmp_path / "kl", tmp_path / "half", alone, diffusers, whole)
     experts = load_experts([*(f"{models / 'rock'}+vae={place}" for place in places), f"{models / 'rock'}+{alone}"])
@@ -194,7 +195,7 @@ def test_a_vae_takes_the_place_of_the_experts_own(models: Path, tmp_path: Path) 
 
 
 def test_a_vae_can_be_that_of_an_expert(models: Path, tmp_path: Path) -> None:
-    tiny_pipeline(4, vae=tiny_vae(9)).save_pretrained(tmp_path / "opal")
+    small_pipeline(4, vae=tiny_vae(9)).save_pretrained(tmp_path / "opal")
     rock, opal = load_experts([models / "rock", tmp_path / "opal"], vae="opal")
     assert rock.source == f"{models / 'rock'}+vae={tmp_path / 'opal'}"
     assert rock.components["vae"] is opal.components["vae"]
@@ -210,7 +211,7 @@ def test_a_vae_of_another_kind_is_refused(models: Path, tmp_path: Path) -> None:
     wide = write(ldm_vae(tiny_vae(block_out_channels=(8, 24))), tmp_path / "wide.safetensors")
     with pytest.raises(ValueError, match=r"The VAE in .*wide.safetensors is not built like the model's own: "):
         load_experts(models / "rock", vae=wide)
-    none = save_ldm(tiny_pipeline(0), tmp_path / "none.safetensors", without=["vae"])
+    none = save_ldm(small_pipeline(0), tmp_path / "none.safetensors", without=["vae"])
     with pytest.raises(
         ValueError, match=r"none.safetensors holds no VAE: it is an SD 1.x checkpoint. Give a VAE's file"
     ):

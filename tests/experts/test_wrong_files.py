@@ -14,7 +14,7 @@ from adapter_files import write
 from diffusemble import load_experts
 from diffusemble.experts.inspection.folders import inspect
 from diffusemble.experts.inspection.report import Report
-from tiny import tiny_unet
+from experts.small import small_unet
 
 
 def only(path: Path, hashed: bool = False) -> Report:
@@ -116,6 +116,6 @@ def test_other_things_are_told_too(tmp_path: Path) -> None:
     assert "is not readable JSON" in str(only(tmp_path / "bare").problem)
     torch.save({}, tmp_path / "model.ckpt")
     assert "is a pickle in a zip" in str(only(tmp_path / "model.ckpt").problem)
-    quantised = {**tiny_unet().state_dict(), "x.SCB": torch.zeros(1)}
+    quantised = {**small_unet().state_dict(), "x.SCB": torch.zeros(1)}
     report = only(write(quantised, tmp_path / "q.safetensors"))
     assert (report.what, str(report.problem)[:22]) == ("SD 1.x checkpoint", "It is quantised: int8 ")

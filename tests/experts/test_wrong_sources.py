@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from diffusemble import load_experts
 from diffusemble.experts.inspection.folders import inspect
+from experts.small import small_pipeline
 from ldm import save_ldm
-from tiny import tiny_pipeline
 
 
 def copied(models: Path, tmp_path: Path) -> Path:
@@ -149,7 +149,7 @@ def test_a_damaged_list_of_shards_is_named(models: Path, tmp_path: Path) -> None
 
 def test_a_base_without_a_readable_configuration_is_named(models: Path, tmp_path: Path) -> None:
     folder = copied(models, tmp_path)
-    file = save_ldm(tiny_pipeline(5), tmp_path / "opal.safetensors")
+    file = save_ldm(small_pipeline(5), tmp_path / "opal.safetensors")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["rocks", "RockModel"]}))
     with pytest.raises(ValueError, match=r"rock needs the class 'RockModel' of 'rocks', which is not known here"):
