@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from diffusemble import zoo
-from diffusemble.ensembles.block_level import EnsembleDenoiser
+from diffusemble.ensembles.assembly import open_ensemble
+from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.adapters import add_adapters
 from diffusemble.training.average import WeightAverage
 from diffusemble.training.cache import fingerprint
@@ -37,7 +38,7 @@ from diffusemble.training.objective import Batch, Denoise, Diffusion, Objective,
 from diffusemble.training.run import Callback, Lesson, launch, run
 
 
-def distill(config: DistillConfig, ensemble: EnsembleDenoiser | None = None, progress: Callback | None = None) -> Path:
+def distill(config: DistillConfig, ensemble: Ensemble | None = None, progress: Callback | None = None) -> Path:
     """Distil the ensemble that ``config`` names; the same call again goes on from the last checkpoint.
 
     Args:
@@ -46,15 +47,15 @@ def distill(config: DistillConfig, ensemble: EnsembleDenoiser | None = None, pro
         progress: called after every encoded shard and every step.
 
     Returns:
-        ``config.output``, a folder that ``EnsembleDenoiser.from_pretrained`` opens, adapters included. It draws with
-        guidance 1 and diffusers' ``LCMScheduler`` (``original_inference_steps=config.grid``).
+        ``config.output``, a folder that ``open_ensemble`` opens, adapters included. It draws with guidance 1 and
+        diffusers' ``LCMScheduler`` (``original_inference_steps=config.grid``), of flows ``FlowMatchLCMScheduler``.
 
     Raises:
         ValueError: something in the configuration cannot work.
         FloatingPointError: loss or gradient became infinite or undefined.
         StorageError: the disk is full; the last checkpoint is untouched.
     """
-    student = EnsembleDenoiser.from_pretrained(_folder(config.ensemble)) if ensemble is None else ensemble
+    student = open_ensemble(_folder(config.ensemble)) if ensemble is None else ensemble
     teacher = fingerprint([student.aggregator])
     if config.lora:
         with torch.random.fork_rng(devices=[]):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
 from diffusemble.evaluation.heldout import losses
 from diffusemble.evaluation.statistics import paired_bootstrap
 from diffusemble.evaluation.studies.compare import best_expert, comparison, loss_gaps, said, tally
@@ -16,6 +17,7 @@ from diffusemble.evaluation.studies.experts import at_steps
 from diffusemble.evaluation.studies.findings import joined, scaled, verdict
 from diffusemble.evaluation.studies.lab import Lab
 from diffusemble.evaluation.systems import System, build_systems, plain_pipeline, select
+from diffusemble.experts.load import load_experts
 from tests.evaluation.studies.quick import quick
 
 
@@ -54,6 +56,15 @@ def test_equal_ways_to_draw_are_measured_once_and_others_are_not_confused(
         lab.measure([at_steps(other, 1)], loss=False)[f"{system.name}-1"].images, first[f"{system.name}-1"].images
     )
     assert kept() > before
+
+
+def test_ensembles_at_output_level_are_not_studied(tiny: Path, tmp_path: Path) -> None:
+    experts = load_experts([tiny / "expert-0", tiny / "expert-1"])
+    OutputEnsembleDenoiser(experts, "mean").save_pretrained(tmp_path / "output")
+    with pytest.raises(
+        ValueError, match=r"those of .*output meet at the output alone. Measure it with `diffusemble ev"
+    ):
+        Lab(quick("steps", tiny, tmp_path, ensemble=str(tmp_path / "output"))).ensemble
 
 
 def test_a_killed_measurement_goes_on(tiny: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffusemble.drawing import build_scheduler, placement
+from diffusemble.ensembles.assembly import open_ensemble
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.evaluation.heldout import HeldOut, encode_images, losses
@@ -84,9 +85,20 @@ class Lab:
         return self.load(self.config.ensemble)
 
     def load(self, source: str) -> Ensemble:
-        """``zoo:<group>``, or the folder of a saved ensemble, where the configuration wants it to run."""
+        """``zoo:<group>``, or the folder of a saved ensemble, where the configuration wants it to run.
+
+        Raises:
+            ValueError: its experts meet at the output alone.
+        """
         folder = ensemble_folder(source)
-        return EnsembleDenoiser.from_pretrained(folder, device=self.device, dtype=self.dtype).eval()
+        ensemble = open_ensemble(folder, device=self.device, dtype=self.dtype)
+        if not isinstance(ensemble, EnsembleDenoiser):
+            raise ValueError(
+                f"Studies compare what experts gain that meet in their blocks, and those of {folder} meet at the "
+                f"output alone. Measure it with `diffusemble evaluate`, or give the folder of an ensemble that was "
+                f"trained with level: block."
+            )
+        return ensemble.eval()
 
     def measure(
         self,
