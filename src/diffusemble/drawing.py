@@ -200,7 +200,7 @@ def _run(stages: Stages, jobs: Sequence[tuple[str, int]], config: GenerateConfig
         **_known(pipeline, {"callback_on_step_end": step_done, "use_resolution_binning": False}),  # PixArt has its own
         **_guidance(pipeline, config, len(jobs)),
         **_length(pipeline),
-        **adapter_call(pipeline, config),
+        **adapter_call(pipeline, config, len(jobs)),
     }
     if refiner is not None and config.refiner is not None:
         return in_two_stages(pipeline, refiner, call, config.refiner)

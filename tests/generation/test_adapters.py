@@ -204,9 +204,9 @@ def prompt_of(home: Path, **changed: Any) -> dict[str, Any]:
 WRONG: dict[str, tuple[Wrong, str]] = {
     "no controlnet": (
         lambda home: net_of(home, model=str(home / "rock" / "vae")),
-        r"controlnets\.model: .*vae is of class AutoencoderKL, and ControlNets .* are of class ControlNetModel",
+        r"controlnets\.model: .*vae is of class AutoencoderKL, and controlnets .* are of class ControlNetModel",
     ),
-    "missing controlnet": (lambda home: net_of(home, model=str(home / "none")), "holds no ControlNet .*config.json"),
+    "missing controlnet": (lambda home: net_of(home, model=str(home / "none")), r"holds no ControlNetModel .*config\.json"),
     "missing picture": (lambda home: net_of(home, image="none.png"), r"controlnets\.image: there is no file none\.png"),
     "no picture": (lambda home: net_of(home, image=str(home / "ip.safetensors")), "image: this is no picture: "),
     "no adapter": (

@@ -179,7 +179,7 @@ def test_an_interval_with_perturbed_attention_is_refused() -> None:
         draw(pipeline, pag_scale=3.0, **SMALL)
 
 
-@pytest.mark.parametrize("pipeline", [object(), tiny_chroma_pipeline()], ids=["none", "one half after the other"])
-def test_an_interval_without_guidance_of_two_halves_is_refused(pipeline: Any) -> None:
-    with pytest.raises(ValueError, match="has no classifier-free guidance in one call"), guidance_interval(pipeline):
+@pytest.mark.parametrize("build", [object, tiny_chroma_pipeline], ids=["none", "one half after the other"])
+def test_an_interval_without_guidance_of_two_halves_is_refused(build: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match="has no classifier-free guidance in one call"), guidance_interval(build()):
         pass

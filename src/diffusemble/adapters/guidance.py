@@ -85,5 +85,6 @@ class _Gate:
         if index < self.last or self.first < 0:  # another run begins
             self.first = index
         self.last = index
-        share = (index - self.first) / self.pipeline.num_timesteps
+        # T2I-adapters' pipelines do not count, and draw all steps.
+        share = (index - self.first) / getattr(self.pipeline, "num_timesteps", len(times))
         return self.start <= share < self.stop

@@ -35,6 +35,14 @@ class ControlNetConfig(Schema):
         return self
 
 
+class T2IAdapterConfig(Schema):
+    """A T2I-adapter and the picture that it reads: ``model``, ``image`` and ``weight`` as of a ControlNet."""
+
+    model: Text
+    image: Text
+    weight: float = Field(default=1.0, ge=0)
+
+
 class ImagePromptConfig(Schema):
     """An IP-Adapter and the picture that it reads.
 
@@ -80,6 +88,7 @@ class AdapterConfig(Schema):
     Attributes:
         loras: ``file.safetensors:0.7``, for every expert. For one expert alone: ``expert+file.safetensors:0.7``.
         controlnets: ControlNets with their pictures.
+        t2i_adapters: T2I-adapters with their pictures.
         image_prompts: IP-Adapters with their pictures.
         freeu: FreeU's factors.
         guidance_rescale: phi of arXiv 2305.08891: how far guided predictions get the spread of unguided ones.
@@ -88,6 +97,7 @@ class AdapterConfig(Schema):
 
     loras: Annotated[tuple[Text, ...], BeforeValidator(listed)] = ()
     controlnets: Annotated[tuple[ControlNetConfig, ...], BeforeValidator(_several)] = ()
+    t2i_adapters: Annotated[tuple[T2IAdapterConfig, ...], BeforeValidator(_several)] = ()
     image_prompts: Annotated[tuple[ImagePromptConfig, ...], BeforeValidator(_several)] = ()
     freeu: FreeUConfig | None = None
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
@@ -99,6 +109,8 @@ class AdapterConfig(Schema):
             raise ValueError(
                 f"guidance_interval: the first share must be below the second; got {list(self.guidance_interval)}"
             )
+        if self.t2i_adapters and (self.controlnets or self.image_prompts):
+            raise ValueError("t2i_adapters: diffusers' pipelines for them take neither controlnets nor image_prompts")
         if len({one.encoder for one in self.image_prompts}) > 1:
             raise ValueError("image_prompts: a pipeline has one image encoder; give all of them the same 'encoder'")
         if any(one.mask for one in self.image_prompts) and not all(one.mask for one in self.image_prompts):
