@@ -206,7 +206,7 @@ WRONG: dict[str, tuple[Wrong, str]] = {
         lambda home: net_of(home, model=str(home / "rock" / "vae")),
         r"controlnets\.model: .*vae is of class AutoencoderKL, and controlnets .* are of class ControlNetModel",
     ),
-    "missing controlnet": (lambda home: net_of(home, model=str(home / "none")), r"holds no ControlNetModel .*config\.json"),
+    "missing controlnet": (lambda home: net_of(home, model=str(home / "none")), r"no ControlNetModel .*config\.json"),
     "missing picture": (lambda home: net_of(home, image="none.png"), r"controlnets\.image: there is no file none\.png"),
     "no picture": (lambda home: net_of(home, image=str(home / "ip.safetensors")), "image: this is no picture: "),
     "no adapter": (
