@@ -44,6 +44,9 @@ def test_sources_with_additions_read_back_as_written(tmp_path: Path, monkeypatch
         "b+c.safetensors+b+c.safetensors:-1": Source(
             "file", "b+c.safetensors", added=(Addition("b+c.safetensors", -1.0),)
         ),
+        "a.safetensors+b+c.safetensors:1e-05": Source(
+            "file", "a.safetensors", added=(Addition("b+c.safetensors", 1e-5),)
+        ),
         "zoo:base+vae=zoo:base": Source("zoo", "base", added=(Addition("zoo:base", role="vae"),)),
         "zoo:base+vae=a.safetensors": Source("zoo", "base", added=(Addition("a.safetensors", role="vae"),)),
     }.items():

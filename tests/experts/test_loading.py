@@ -69,6 +69,11 @@ def test_weights_come_in_float32_unless_asked_otherwise(models: Path, tmp_path: 
             assert {tensor.dtype for tensor in part.parameters()} == {dtype or torch.float32}
 
 
+def test_number_types_are_those_of_torch(models: Path) -> None:
+    with pytest.raises(ValueError, match=r"dtype must be one of torch's number types, .*; got 'float16'"):
+        load_experts(models / "rock", dtype="float16")  # type: ignore[arg-type]
+
+
 def test_a_folder_that_has_only_half_precision_files_opens(tmp_path: Path) -> None:
     small_pipeline().to(torch.float16).save_pretrained(tmp_path, variant="fp16")
     (expert,) = load_experts(tmp_path)

@@ -116,9 +116,14 @@ def _schedule(scheduler: Any) -> dict[str, Any]:
 
 def latent_space(vae: Any) -> dict[str, Any]:
     """What a VAE's latents mean: two VAEs with equal entries can decode each other's."""
+    return {"downsampling factor": downsampling(vae)} | {key: _config(vae).get(key) for key in _LATENTS}
+
+
+def downsampling(vae: Any) -> int | None:
+    """Pixels along a side of a picture for each of a VAE's latents; None for a VAE that does not tell."""
     config = _config(vae)
-    levels = len(config.get("block_out_channels", ()))
-    return {"downsampling factor": 2 ** (levels - 1) if levels else None} | {key: config.get(key) for key in _LATENTS}
+    levels = len(config.get("block_out_channels") or config.get("dim_mult") or ())  # the latter: Qwen-Image
+    return 2 ** (levels - 1) if levels else None
 
 
 def _tokens(tokenizer: Any) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def load_experts(
         The experts in the order of ``sources``. Equal text encoders and VAEs are one object, kept in memory once.
 
     Raises:
-        ValueError: a source is missing, damaged, unknown, a pickle, or does not fit its base; the message names it.
+        ValueError: a source is missing, damaged, unknown, a pickle, has numbers that are not finite, or does not fit
+            its base; the message names it.
     """
     found = parse_sources(sources)
     called = _names(found, names)

@@ -19,9 +19,14 @@ class Shelf:
 
     Args:
         dtype: of all weights.
+
+    Raises:
+        ValueError: it is no number type of torch.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"dtype must be one of torch's number types, such as torch.float16; got {dtype!r}.")
         self.dtype = dtype
         self._parts: dict[tuple[str, str | None], dict[str, nn.Module]] = {}
         self._checksums: dict[tuple[str, tuple[str, ...]], dict[str, str]] = {}

@@ -162,15 +162,15 @@ def _pieces(text: str) -> list[str]:
     """``text`` cut at its plus signs, but for those in the names of files that exist."""
     parts, found = text.split("+"), []
     while parts:
-        exists = (n for n in range(len(parts), 0, -1) if _place("+".join(parts[:n])).exists())
-        count = next(exists, 1)
+        count = next((n for n in range(len(parts), 0, -1) if _exists("+".join(parts[:n]))), 1)
         found.append("+".join(parts[:count]))
         parts = parts[count:]
     return found
 
 
-def _place(piece: str) -> Path:
-    return Path(re.sub(r":-?[\d.]+$", "", piece.removeprefix("vae="))).expanduser()
+def _exists(piece: str) -> bool:
+    where = piece.removeprefix("vae=")
+    return any(Path(one).expanduser().exists() for one in (where, re.sub(r":[-+]?[\d.]+(?:e[-+]?\d+)?$", "", where)))
 
 
 def _models(given: str | Path) -> tuple[Source, ...]:

@@ -86,9 +86,10 @@ def _place(key: str, header: Header) -> tuple[str, str] | None:
 
 def _word(text: str, header: Header, vectors: Mapping[str, Tensor]) -> Word:
     whole = {part: tensor.reshape(-1, tensor.shape[-1]) for part, tensor in vectors.items()}
-    if len({len(tensor) for tensor in whole.values()}) > 1:
+    counts = [str(len(whole[part])) for part in sorted(whole)]
+    if len(set(counts)) > 1:
         raise ValueError(
-            f"{header.file} has {' and '.join(str(len(whole[part])) for part in sorted(whole))} vectors for the two text "
+            f"{header.file} has {' and '.join(counts)} vectors for the two text "
             f"encoders; there must be as many for each. Get the file again."
         )
     return Word(text, header, whole)

@@ -61,8 +61,8 @@ def add_lora(parts: Mapping[str, Any], header: Header, amount: float) -> dict[st
     with safe_open(str(header.file), framework="pt") as opened, torch.no_grad():
         for group, target in places:
             factors = {factor: opened.get_tensor(key) for factor, key in group.keys.items()}
-            alpha = float(factors.pop("alpha")) if "alpha" in factors else alphas.of(group.name)
             try:
+                alpha = float(factors.pop("alpha")) if "alpha" in factors else alphas.of(group.name)
                 _change(own[target.part], target, factors, alpha, amount)
             except (ValueError, RuntimeError) as error:
                 raise ValueError(_misfit(header, parts, f"{group.name!r}: {error}")) from error
