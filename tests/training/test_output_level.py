@@ -49,7 +49,7 @@ def test_the_held_out_loss_of_experts_that_differ_falls(first: str, pictures: Pa
 
 
 def test_costs_are_not_counted_where_experts_may_differ(experts: tuple[Expert, ...]) -> None:
-    with pytest.raises(ValueError, match=r"no common blocks: memory plans, cost counts and block weights are for"):
+    with pytest.raises(ValueError, match=r"no common blocks: cost counts and block weights are for"):
         describe(OutputEnsembleDenoiser(experts))
 
 
