@@ -17,7 +17,7 @@ from diffusemble.blocks.base import Call
 from diffusemble.blocks.example import CLIP_PROMPT, example
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.ensembles.block_level import blocks_of
-from diffusemble.experts.expert import Expert
+from diffusemble.experts.expert import Expert, downsampling
 
 FLUX_SIDE = 128  # of the latents of FLUX's pictures, whose configuration does not say
 
@@ -117,7 +117,7 @@ def describe(ensemble: Ensemble, latent_size: tuple[int, int] | None = None) -> 
         experts=tuple(_expert(expert) for expert in ensemble.experts),
         aggregator=f"{name_of(aggregator)} ({options})",
         aggregator_parameters=_size(aggregator),
-        latents=(ensemble.config.in_channels, height, width),
+        latents=(walk.context.sample.numel() // (height * width), height, width),  # FLUX packs them
         points=tuple(
             Point(name, channels, grid, index in aggregator.points)
             for index, (name, channels, grid) in enumerate(
@@ -136,12 +136,11 @@ def latent_size(ensemble: Ensemble, height: int, width: int) -> tuple[int, int]:
     Raises:
         ValueError: the experts are bare denoisers, whose pictures have no size.
     """
-    vae = ensemble.experts[0].components.get("vae")
-    if vae is None:
+    factor = downsampling(ensemble.experts[0].components.get("vae"))
+    if factor is None:
         raise ValueError(
             "These experts are bare denoisers, without a VAE that gives pixels a size. Leave the size out."
         )
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return height // factor, width // factor
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -7,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusemble import EnsembleDenoiser, build_aggregator, load_experts
 from diffusemble.description import describe, latent_size
-from tiny import UNET, tiny_sdxl_unet, tiny_unet
+from tiny import UNET, as_expert, tiny_sdxl_unet, tiny_unet
+from tiny_dit import tiny_flux_pipeline
+from tiny_qwen import tiny_qwen_pipeline
 
 
 def test_stable_diffusion_costs_what_it_costs() -> None:
@@ -79,6 +84,12 @@ def test_loaded_experts_come_with_source_and_text_encoder(folders: tuple[str, ..
     encoder = ensemble.experts[0].components["text_encoder"]
     assert found.experts[0].text_parameters == sum(parameter.numel() for parameter in encoder.parameters())
     assert latent_size(ensemble, 24, 32) == (12, 16)
+
+
+@pytest.mark.parametrize("build", [tiny_flux_pipeline, tiny_qwen_pipeline])
+def test_packed_latents_are_told_as_the_vae_makes_them(build: Callable[[], Any]) -> None:
+    ensemble = EnsembleDenoiser([as_expert(build())])
+    assert describe(ensemble, latent_size(ensemble, 24, 32)).latents == (4, 12, 16)
 
 
 def test_bare_denoisers_have_no_size_in_pixels() -> None:

@@ -26,6 +26,7 @@ from memory_cases import small_sdxl_unet
 from stock import small_pipeline, small_unet
 from tiny import as_expert, tiny_sdxl_pipeline, tiny_text_encoder, tiny_vae
 from tiny_dit import tiny_flux_pipeline, tiny_sd3_pipeline, tiny_t5
+from tiny_qwen import tiny_qwen_pipeline
 
 
 def small_sdxl_pipeline(seed: int = 0, **parts: Any) -> Any:
@@ -127,6 +128,13 @@ def test_the_vae_is_reckoned_in_the_type_that_its_pipeline_decodes_in(
     assert measure_weights(networks_of(ensemble)).vaes == (numbers * expected.itemsize,)
 
 
+def test_a_budget_counts_the_films_of_qwen_image() -> None:
+    ensemble = EnsembleDenoiser([as_expert(tiny_qwen_pipeline(seed), f"expert {seed}") for seed in range(2)])
+    small, large = (choose_plan(ensemble, "1GB", Drawing(side, side, batch=2)) for side in (16, 32))
+    assert small.vae == "whole"
+    assert large.decode.working > 3 * small.decode.working
+
+
 def test_layers_cover_an_encoder() -> None:
     for encoder in (tiny_text_encoder(), tiny_t5()):
         groups = layer_by_layer(encoder)
@@ -141,6 +149,21 @@ def test_equal_text_encoders_are_counted_and_placed_once() -> None:
     ensemble = EnsembleDenoiser(experts)
     assert networks_of(ensemble).encoders == (shared,)
     assert len(measure_weights(networks_of(ensemble)).encoders) == 1
+
+
+def test_every_way_of_a_comparison_has_its_vae_and_encoders_placed() -> None:
+    """An expert alone is decoded by its own VAE, not by the first expert's."""
+    experts = [as_expert(small_pipeline(seed, vae=tiny_vae(seed)), f"expert {seed}") for seed in range(2)]
+    ensemble = EnsembleDenoiser(experts)
+    pipelines = [EnsembleDenoiser([expert]).pipeline() for expert in experts]
+    networks = networks_of(ensemble, [*pipelines, ensemble.pipeline()])
+    assert networks.vaes == tuple(expert.components["vae"] for expert in experts)
+    assert networks.encoders == tuple(expert.components["text_encoder"] for expert in experts)
+    plan = make_plan(measure_weights(networks), Working(), MemoryConfig(parts="visit"))
+    with Placement(ensemble, plan, "cpu", pipelines) as placed:
+        for vae in networks.vaes:
+            vae.decode(torch.zeros(1, 4, 2, 2))
+            assert placed.visitors.bytes == sum(weight.nbytes for weight in vae.parameters())
 
 
 def test_attention_in_slices_comes_close_and_goes_again() -> None:

@@ -15,6 +15,7 @@ from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.units import format_bytes, parse_bytes
 from diffusemble.drawing import Stages, placement
 from diffusemble.ensembles.base import Ensemble
+from diffusemble.experts.expert import downsampling
 from diffusemble.memory.bundle import bytes_of
 from diffusemble.memory.measure import measure_weights
 from diffusemble.memory.networks import networks_of
@@ -58,6 +59,8 @@ class MemoryReport:
         said = [f"at most {format_bytes(self.weights)} of weights were on the device at once"]
         if self.allocated is not None:
             said.append(f"{format_bytes(self.allocated)} in all")
+        if self.refiner is not None:
+            said.append(f"the refiner's turn: {self.refiner}")
         if self.budget is not None:
             said.append(f"the budget was {format_bytes(self.budget)}")
         return "; ".join(said)
@@ -176,7 +179,7 @@ def _plans(config: GenerateConfig, drawn: Sequence[tuple[Ensemble, Sequence[Any]
         choice = choice.model_copy(update={"parts": choice.parts or "visit"})
     drawing = Drawing(config.height, config.width, config.batch, config.guidance > 1)
     if len(drawn) > 1:  # the second stage draws at the first one's size, not at its own
-        factor, (height, width) = _factor(networks_of(ensemble).vaes[0]), latents_of(ensemble, drawing)
+        factor, (height, width) = downsampling(networks_of(ensemble).vaes[0]) or 1, latents_of(ensemble, drawing)
         drawing = replace(drawing, height=factor * height, width=factor * width)
     firsts = [bytes_of([next(one.parameters())]) for one, _ in drawn]
     plans = []
@@ -209,10 +212,5 @@ def latents_of(ensemble: Ensemble, drawing: Drawing) -> tuple[int, int]:
     vaes = networks_of(ensemble).vaes
     if not vaes:
         return height, width
-    factor = _factor(vaes[0])
+    factor = downsampling(vaes[0]) or 1
     return (drawing.height or height * factor) // factor, (drawing.width or width * factor) // factor
-
-
-def _factor(vae: Any) -> int:
-    """Pixels of a picture for each of its latents."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))

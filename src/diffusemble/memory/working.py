@@ -15,6 +15,7 @@ from diffusemble.aggregators.base import Combiner, Context
 from diffusemble.aggregators.storage import create, name_of
 from diffusemble.blocks.example import LONG_PROMPT, example
 from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
+from diffusemble.experts.expert import downsampling
 from diffusemble.memory.bundle import bytes_of
 from diffusemble.memory.live import peak_bytes
 from diffusemble.memory.measure import decoding_type
@@ -159,15 +160,17 @@ def _twin(model: Any, dtype: torch.dtype) -> Any:
 def _decoding(vae: nn.Module, dtype: torch.dtype, latents: tuple[int, int], batch: int) -> tuple[int, int, int]:
     config: Any = vae.config
     twin = _twin(vae, dtype)
+    # Qwen-Image's decodes films: of one picture, here.
+    shape = (config.z_dim, 1, *latents) if "z_dim" in config else (config.latent_channels, *latents)
 
     def measured(pictures: int) -> int:
-        return peak_bytes(lambda: twin.decode(torch.zeros(pictures, config.latent_channels, *latents, dtype=dtype)))
+        return peak_bytes(lambda: twin.decode(torch.zeros(pictures, *shape, dtype=dtype)))
 
     one = measured(1)
     whole = one if batch == 1 else measured(batch)
-    side = 2 ** (len(config.block_out_channels) - 1)
+    side = downsampling(vae) or 1
     results = batch * 3 * latents[0] * latents[1] * side**2 * dtype.itemsize
-    if not hasattr(twin, "enable_tiling"):
-        return whole, one + results, whole
+    if not hasattr(twin, "tile_latent_min_size"):
+        return whole, whole, whole
     tile(twin)
     return whole, min(whole, one + results), min(whole, measured(1) + results)
