@@ -53,7 +53,7 @@ def small_config(data: Path, output: Path, **changes: Any) -> TrainConfig:
         "experts": "made in code",
         "data": {"path": str(data), "where": {"split": "train"}},
         "held_out": {"path": str(data), "where": {"split": "held"}, "count": 3, "buckets": 2, "every": 4},
-        "aggregator": {"name": "sabw", "options": {"preset": "tiny"}},
+        "aggregator": {"name": "sabw", "options": {"preset": "tiny", "points": "levels"}},
         "cache": data.parent / "cache",
         "output": output,
         "size": 16,

@@ -129,5 +129,6 @@ def test_recorded_maps_are_those_of_the_prediction(experts: tuple[Expert, ...], 
         found = objective_of(config, run.ensemble)(run.denoise_with(run.ensemble), batch, run.diffusion)
         with record_attention(run.ensemble) as maps:
             error = prediction_error(run.denoise_with(run.ensemble), batch, run.diffusion)
-        expected = error + 0.3 * torch.stack([TERMS[term](one) for (one,) in maps.calls]).mean(dim=0)
+        recorded = [TERMS[term](one) for calls in maps.calls for one in calls]
+        expected = error + 0.3 * torch.stack(recorded).mean(dim=0)
     assert torch.allclose(found, expected, atol=1e-6)

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusemble.aggregators import load_aggregator
-from diffusemble.ensembles.block_level import EnsembleDenoiser
+from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.expert import Expert
 from diffusemble.settings import load_config
 from diffusemble.training.config import TrainConfig
@@ -53,7 +53,8 @@ def test_before_the_first_step_the_held_out_loss_is_that_of_the_mean(
 
     config = small_config(pictures, tmp_path)
     assert config.held_out is not None
-    ensemble, diffusion = EnsembleDenoiser(experts, "mean"), diffusion_of(experts, torch.device("cpu"))
+    mean = build_aggregator("mean", [expert.denoiser for expert in experts], points="levels")
+    ensemble, diffusion = EnsembleDenoiser(experts, mean), diffusion_of(experts, torch.device("cpu"))
     corpus = encode_corpus([config.held_out], config, ensemble, lambda *_: None)
     held_out = HeldOut.choose(corpus, 3, 2, diffusion)
     errors = held_out_errors(held_out, partial(corpus.feed.predict, ensemble), prediction_error, diffusion, size=4)
@@ -92,7 +93,7 @@ def test_terms_on_the_maps_keep_them_near_the_mean(experts: tuple[Expert, ...], 
     spread = []
     for pull in (0, 10):
         folder = tmp_path / str(pull)
-        train(small_config(pictures, folder, steps=12, objective={"pull": pull}, held_out=None), experts)
+        train(small_config(pictures, folder, steps=6, objective={"pull": pull}, held_out=None), experts)
         ensemble = EnsembleDenoiser(experts, load_aggregator(folder / "aggregator.safetensors")).eval()
         with torch.no_grad(), record_attention(ensemble) as maps:
             ensemble(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), 500, torch.zeros(2, 32, 32))
