@@ -198,7 +198,7 @@ def _run(stages: Stages, jobs: Sequence[tuple[str, int]], config: GenerateConfig
         "height": config.height,
         "width": config.width,
         **_known(pipeline, {"callback_on_step_end": step_done, "use_resolution_binning": False}),  # PixArt has its own
-        **_guidance(pipeline, config, len(jobs)),
+        **guidance_of(pipeline, config.guidance, [config.negative] * len(jobs)),
         **_length(pipeline),
         **adapter_call(pipeline, config, len(jobs)),
     }
@@ -214,23 +214,22 @@ def _known(pipeline: Any, settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in names}
 
 
-def _guidance(pipeline: Any, config: GenerateConfig, count: int) -> dict[str, Any]:
-    """How this pipeline is told the guidance scale and what not to draw.
+def guidance_of(pipeline: Any, scale: float, negative: Sequence[str]) -> dict[str, Any]:
+    """How this pipeline is told the guidance scale and what not to draw, which is ``""`` for nothing.
 
     Raises:
         ValueError: something not to draw, for a FLUX whose guidance is built in.
     """
-    negative = [config.negative] * count
     if not _known(pipeline, {"true_cfg_scale": None}):
-        return {"guidance_scale": config.guidance, **({"negative_prompt": negative} if config.negative else {})}
+        return {"guidance_scale": scale, **({"negative_prompt": list(negative)} if any(negative) else {})}
     if not pipeline.transformer.config.get("guidance_embeds", False):
-        return {"true_cfg_scale": config.guidance, "negative_prompt": negative if config.guidance > 1 else None}
-    if config.negative:
+        return {"true_cfg_scale": scale, "negative_prompt": list(negative) if scale > 1 else None}
+    if any(negative):
         raise ValueError(
             "negative: guidance is built into these experts (FLUX.1 dev), which takes the place of a negative prompt. "
             "Leave 'negative' out, or call ensemble.pipeline() with negative_prompt and true_cfg_scale."
         )
-    return {"guidance_scale": config.guidance}
+    return {"guidance_scale": scale}
 
 
 def _length(pipeline: Any) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diffusemble.drawing import build_scheduler
+from diffusemble.drawing import build_scheduler, guidance_of
 from diffusemble.training.config import SamplesConfig
 from diffusemble.training.files import replace_file
 
@@ -26,11 +26,11 @@ def draw_sheet(pipeline: Any, samples: SamplesConfig, size: int, file: Path) -> 
         pipeline.scheduler = build_scheduler(samples.scheduler, pipeline.scheduler.config)
     pictures = [
         pipeline(
-            prompt,
+            [prompt],
             height=size,
             width=size,
             num_inference_steps=samples.steps,
-            guidance_scale=samples.guidance,
+            **guidance_of(pipeline, samples.guidance, [""]),
             generator=torch.Generator().manual_seed(samples.seed + number),
         ).images[0]
         for number, prompt in enumerate(samples.prompts)
