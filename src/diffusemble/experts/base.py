@@ -143,7 +143,8 @@ def choose_base(file: Path, candidates: Sequence[Source], named: bool) -> Source
     except ValueError as error:
         raise ValueError(
             f"{file} is {contents}; without base= its configuration comes from the hub repository {repository}, which "
-            f"could not be fetched. {remedy(header, contents)}"
+            f"could not be fetched: check the connection, and for gated models `hf auth login`. "
+            f"{remedy(header, contents)}"
         ) from error
 
 

@@ -56,7 +56,6 @@ _OTHERS = (
     (r"(?:params_ema\.)?(?:conv_first|body\.\d+\.rdb|model\.\d+\.sub|RRDB_trunk)", "upscaler (ESRGAN)"),
     (r"vision_model\.|visual\.", "image encoder (CLIP vision)"),
 )
-_TOO_SHORT = 8  # tensors that a model has at least
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from diffusemble.experts.inspection.report import Part, Report, joined, part_of
 from diffusemble.experts.sources import INDEX, parse_source
 
 _ENSEMBLE, _AGGREGATOR, _MERGED = "ensemble.json", "aggregator.safetensors", "merge.json"
-_MODELS = (".safetensors", ".gguf", *PICKLES)
+_MODELS = (".safetensors", ".sft", ".gguf", *PICKLES)
 
 
 def inspect(path: str | Path, hashed: bool = True) -> Iterator[Report]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from diffusemble.experts.formats.contents import VAE_STARTS
 from diffusemble.experts.formats.families import PREFIXES
 from diffusemble.experts.layouts.autoencoder import older_vae, vae
 from diffusemble.experts.layouts.flux import chroma, flux
@@ -47,7 +48,7 @@ def denoiser_layouts(model: nn.Module) -> list[tuple[str, Layout]]:
 
 def vae_layouts(alone: bool = False) -> list[tuple[str, Layout]]:
     """Prefixes and layouts that a VAE can have in a checkpoint, or in a file of its own."""
-    prefixes = ("", "first_stage_model.", "vae.") if alone else ("first_stage_model.", "vae.")
+    prefixes = ("", *VAE_STARTS) if alone else VAE_STARTS
     return [(prefix, layout) for layout in (vae, same, older_vae) for prefix in prefixes]
 
 
