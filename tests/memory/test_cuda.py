@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from diffusemble.config.generate import GenerateConfig
+from diffusemble.config.memory import MemoryConfig
+from diffusemble.generation import generate
 from diffusemble.memory.bundle import bytes_of, weights_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.recompute import recompute_blocks
 from memory_cases import a_call, a_plan, an_ensemble, predict
+from stock import small_pipeline
 
 pytestmark = pytest.mark.gpu
 
@@ -62,3 +68,23 @@ def test_gradients_come_through_travelling_weights() -> None:
         found = [weight.grad.clone() for weight in ensemble.aggregator.parameters() if weight.grad is not None]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_a_pipeline_draws_by_a_plan_what_it_draws_with_everything_there(tmp_path: Path) -> None:
+    for seed in range(2):
+        small_pipeline(seed).save_pretrained(tmp_path / f"e{seed}")
+    config = GenerateConfig(
+        prompts=("a fox",),
+        experts=(str(tmp_path / "e0"), str(tmp_path / "e1")),
+        steps=3,
+        device="cuda",  # without an index, as it is chosen by itself
+        dtype="float32",
+    )
+    for level in ("block", "output"):
+        own = config.model_copy(update={"level": level})
+        free = generate(own).pictures[0].image
+        memory = MemoryConfig(resident=0, parts="visit")
+        drawn = generate(own.model_copy(update={"memory": memory, "memory_budget": "1GB"}))
+        assert drawn.pictures[0].image.tobytes() == free.tobytes()
+        assert drawn.memory is not None
+        assert drawn.memory.allocated is not None

@@ -81,6 +81,7 @@ class Placement:
             self.release()
             raise
 
+    @torch.inference_mode(False)
     def adopt(self, ensemble: Ensemble) -> None:
         """Let another ensemble of the same experts (one expert alone, another aggregator) use the same placement."""
         self._stay(weights_of([ensemble.aggregator]))
