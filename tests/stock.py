@@ -172,8 +172,12 @@ def _sdxl_unet(seed: int) -> Any:
     return tiny_sdxl_unet(seed, **small, **added, transformer_layers_per_block=1, attention_head_dim=(2, 4))
 
 
+def small_sdxl(seed: int = 0) -> Any:
+    return tiny_sdxl_pipeline(seed, unet=_sdxl_unet(seed))
+
+
 def sdxl(seed: int = 0) -> Stock:
-    return tiny_sdxl_pipeline(seed, unet=_sdxl_unet(seed)), _call(**SIZE)
+    return small_sdxl(seed), _call(**SIZE)
 
 
 def sdxl_perturbed() -> Stock:

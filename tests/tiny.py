@@ -155,15 +155,16 @@ def tiny_sdxl_pipeline(seed: int = 0, **parts: Any) -> StableDiffusionXLPipeline
 
 def tiny_refiner(seed: int = 0) -> StableDiffusionXLImg2ImgPipeline:
     """SDXL's refiner: only the second text encoder, and an aesthetic score among the added conditions."""
-    base = tiny_sdxl_pipeline(seed)
     added = SDXL_UNET["projection_class_embeddings_input_dim"] - SDXL_UNET["addition_time_embed_dim"]
+    unet = tiny_sdxl_unet(seed, cross_attention_dim=WIDTH, projection_class_embeddings_input_dim=added)
+    base = tiny_sdxl_pipeline(seed, unet=unet)
     pipeline = StableDiffusionXLImg2ImgPipeline(
         vae=base.vae,
         text_encoder=None,
         tokenizer=None,
         text_encoder_2=base.text_encoder_2,
         tokenizer_2=base.tokenizer_2,
-        unet=tiny_sdxl_unet(seed, cross_attention_dim=WIDTH, projection_class_embeddings_input_dim=added),
+        unet=unet,
         scheduler=base.scheduler,
         requires_aesthetics_score=True,
         add_watermarker=False,

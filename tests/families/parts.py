@@ -22,14 +22,13 @@ from transformers import CLIPTokenizer
 from diffusemble import OutputEnsembleDenoiser
 from diffusemble.ensembles.assembly import assemble
 from diffusemble.experts.expert import Expert
+from stock import small_pipeline, small_sdxl, small_unet
 from tiny import (
     as_expert,
     randomised,
     tiny_pipeline,
     tiny_scheduler,
-    tiny_sdxl_pipeline,
     tiny_text_encoder,
-    tiny_unet,
     tiny_vae,
 )
 from tiny_dit import (
@@ -53,11 +52,13 @@ def other_tokenizer(length: int = 11) -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=length)
 
 
+@cache
 def stable(name: str = "sd1", seed: int = 0) -> Expert:
     """Like SD 1.x: predicts noise."""
-    return as_expert(tiny_pipeline(seed), name)
+    return as_expert(small_pipeline(seed), name)
 
 
+@cache
 def wider(name: str = "sd2") -> Expert:
     """Like SD 2.x, see ``tiny_wider_pipeline``."""
     return as_expert(tiny_wider_pipeline(), name)
@@ -67,7 +68,7 @@ def tiny_wider_pipeline() -> StableDiffusionPipeline:
     """Like SD 2.x: predicts v, with a wider text encoder and a tokenizer of its own."""
     return tiny_pipeline(
         1,
-        unet=tiny_unet(1, cross_attention_dim=40),
+        unet=small_unet(1, cross_attention_dim=40),
         text_encoder=tiny_text_encoder(3, hidden_size=40),
         tokenizer=other_tokenizer(),
         scheduler=tiny_scheduler(prediction_type="v_prediction"),
@@ -146,7 +147,7 @@ def medium() -> Expert:
 FAMILIES: dict[str, Callable[[], Expert]] = {
     "SD 1": stable,
     "SD 2": wider,
-    "SDXL": lambda: as_expert(tiny_sdxl_pipeline(2), "xl"),
+    "SDXL": lambda: as_expert(small_sdxl(2), "xl"),
     "PixArt": lambda: as_expert(tiny_pixart_pipeline(), "pixart"),
     "AuraFlow": lambda: as_expert(tiny_auraflow_pipeline(), "auraflow"),
     "SD 3": lambda: as_expert(tiny_sd3_pipeline(), "sd3"),

@@ -16,8 +16,9 @@ from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_t
 
 from diffusemble import OutputEnsembleDenoiser
 from diffusemble.experts.expert import Expert
-from tests.families.parts import ATOL, draw, stable, tiny_pixart_pipeline, wider
-from tiny import as_expert, tiny_pipeline, tiny_refiner, tiny_scheduler, tiny_sdxl_pipeline, tiny_unet
+from stock import small_pipeline, small_sdxl, small_unet
+from tests.families.parts import ATOL, draw, expert, stable, tiny_pixart_pipeline, wider
+from tiny import as_expert, tiny_refiner, tiny_scheduler
 from tiny_dit import tiny_flux, tiny_flux_pipeline
 
 
@@ -30,18 +31,14 @@ def told(experts: list[Expert], **options: Any) -> Mapping[str, Any]:
     return seen[-1]
 
 
-def xl() -> Expert:
-    return as_expert(tiny_sdxl_pipeline(2), "xl")
-
-
 def test_sdxl_is_told_the_size_of_the_picture() -> None:
-    given = told([stable(), xl()], num_images_per_prompt=2)
+    given = told([stable(), expert("SDXL")], num_images_per_prompt=2)
     assert given["added_cond_kwargs"]["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 4
     assert given["added_cond_kwargs"]["text_embeds"].shape == (4, 32)
 
 
 def test_sdxl_is_told_what_sdxls_pipeline_is_told() -> None:
-    given = told([xl(), as_expert(tiny_sdxl_pipeline(3), "another")], original_size=(64, 48))
+    given = told([expert("SDXL"), as_expert(small_sdxl(3), "another")], original_size=(64, 48))
     assert given["added_cond_kwargs"]["time_ids"].tolist() == [[64, 48, 0, 0, 16, 16]] * 2
 
 
@@ -49,7 +46,7 @@ def test_refiners_are_told_a_score() -> None:
     """The pipeline's in a refiner's, diffusers' default in another; a base model beside a refiner is told sizes."""
     picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     redrawn = {"image": picture, "strength": 0.5, "aesthetic_score": 7.0, "height": None, "width": None}
-    first, second, base = as_expert(tiny_refiner(0), "one"), as_expert(tiny_refiner(1), "two"), xl()
+    first, second, base = as_expert(tiny_refiner(0), "one"), as_expert(tiny_refiner(1), "two"), expert("SDXL")
     scores = [[16, 16, 0, 0, 2.5], [16, 16, 0, 0, 7]]  # the first for the negative prompt
     for experts, options, expected in (
         ([first, second], redrawn, scores),
@@ -68,7 +65,7 @@ def test_large_pixarts_are_told_the_size_of_the_picture() -> None:
 
 
 def test_a_consistency_model_is_told_guidance_one() -> None:
-    pipeline = tiny_pipeline(3, unet=tiny_unet(3, time_cond_proj_dim=8))
+    pipeline = small_pipeline(3, unet=small_unet(3, time_cond_proj_dim=8))
     given = told([stable(), as_expert(pipeline, "lcm")])
     one = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.zeros(2), embedding_dim=8)
     assert torch.equal(given["timestep_cond"], one)
@@ -112,7 +109,7 @@ def test_each_is_told_the_time_of_its_own_schedule() -> None:
 
 def test_a_schedule_that_starts_without_a_picture_is_drawn_with_experts_that_cannot() -> None:
     zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    first = as_expert(tiny_pipeline(scheduler=tiny_scheduler(prediction_type="v_prediction", **zero)), "zero")
+    first = as_expert(small_pipeline(scheduler=tiny_scheduler(prediction_type="v_prediction", **zero)), "zero")
     pipeline = OutputEnsembleDenoiser([first, stable("noise", 4), wider()]).eval().pipeline()
     assert int(pipeline.scheduler.config.num_train_timesteps) == 1000
     assert np.isfinite(draw(pipeline)).all()
@@ -123,7 +120,7 @@ def test_a_schedule_that_starts_without_a_picture_is_drawn_with_experts_that_can
 )
 def test_pictures_are_redrawn(name: str, cls: type) -> None:
     """Image to image, through the unmodified pipeline; copies in other company draw the same."""
-    one = stable() if name == "sd" else xl()
+    one = stable() if name == "sd" else expert("SDXL")
     picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     options = {"image": picture, "strength": 0.7, "num_inference_steps": 4}
     together = OutputEnsembleDenoiser([one, replace(one, name="copy")]).eval().pipeline(cls)

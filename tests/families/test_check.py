@@ -14,8 +14,9 @@ from diffusemble import OutputEnsembleDenoiser
 from diffusemble.experts.expert import Expert
 from diffusemble.families.check import families_of, terms_of
 from diffusemble.parametrisation.paths import Flow, Terms, VariancePreserving
+from stock import small_pipeline, small_unet
 from tests.families.parts import stable, wider
-from tiny import as_expert, tiny_pipeline, tiny_scheduler, tiny_unet, tiny_vae
+from tiny import as_expert, tiny_scheduler, tiny_vae
 from tiny_dit import tiny_flow_scheduler, tiny_sd3_pipeline
 
 
@@ -48,7 +49,7 @@ def test_an_sd3_does_not_meet_an_sd1() -> None:
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_inpainting_models_are_refused_in_company(place: int) -> None:
-    experts = [stable(), as_expert(tiny_pipeline(1, unet=tiny_unet(1, in_channels=9)), "inpainting")]
+    experts = [stable(), as_expert(small_pipeline(1, unet=small_unet(1, in_channels=9)), "inpainting")]
     with pytest.raises(ValueError, match="number of channels of the denoiser's input is"):
         OutputEnsembleDenoiser(experts[:: 1 if place else -1])
 

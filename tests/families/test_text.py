@@ -17,15 +17,14 @@ from diffusemble.families.text import (
     text_parts,
     unpack_conditions,
 )
-from tests.families.parts import other_tokenizer, stable, wider
-from tiny import as_expert, tiny_sdxl_pipeline
+from tests.families.parts import expert, other_tokenizer, stable, wider
 
 PROMPTS = ["", "a red fox", "Ω, 火 and 🦊\n"]
 
 
 @cache
 def families() -> tuple[Family, ...]:
-    return families_of([stable(), wider(), as_expert(tiny_sdxl_pipeline(2), "xl")])
+    return families_of([stable(), wider(), expert("SDXL")])
 
 
 def test_spelling_loses_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    ControlNetUnionModel,
     MultiAdapter,
     MultiControlNetModel,
     StableDiffusionAdapterPipeline,
@@ -20,18 +22,14 @@ from diffusers import (
     StableDiffusionXLControlNetImg2ImgPipeline,
     StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLControlNetUnionPipeline,
     T2IAdapter,
 )
 
 from diffusemble import pack_text
-from stock import sdxl, small_pipeline
-from tiny import as_expert, randomised, tiny_pipeline, tiny_sdxl_pipeline
+from stock import small_pipeline, small_sdxl
+from tiny import as_expert, randomised
 from tiny_ensembles import ATOL, SMALL, N, controlnet, copies, different, draw, mask, picture, stock, unlike
-
-
-def small_sdxl(seed: int = 0) -> Any:
-    return sdxl(seed)[0]
-
 
 HINT, SEVERAL = picture(2), [picture(2), picture(3)]
 STRENGTHS = {"controlnet_conditioning_scale": [1.0, 0.5], "control_guidance_end": [1.0, 0.6]}
@@ -51,6 +49,15 @@ def two_nets(unet: Any) -> list[Any]:
 
 def multi_net(unet: Any) -> Any:
     return MultiControlNetModel(two_nets(unet))
+
+
+def union(unet: Any) -> ControlNetUnionModel:
+    """A ControlNet that reads pictures of six kinds."""
+    taken = inspect.signature(ControlNetUnionModel).parameters
+    shared = {name: value for name, value in unet.config.items() if name in taken}
+    sizes = {"num_control_type": 6, "num_trans_head": 2, "num_trans_channel": 8, "num_proj_channel": 8}
+    torch.manual_seed(23)
+    return randomised(ControlNetUnionModel(**shared, conditioning_embedding_out_channels=(8, 8), **sizes), 23)
 
 
 CONTROLLED: dict[str, tuple[Callable[..., Any], type, Make, dict[str, Any]]] = {
@@ -94,6 +101,12 @@ CONTROLLED: dict[str, tuple[Callable[..., Any], type, Make, dict[str, Any]]] = {
         two_nets,
         {"image": SEVERAL, **STRENGTHS, **SMALL},
     ),
+    "SDXL, union": (
+        small_sdxl,
+        StableDiffusionXLControlNetUnionPipeline,
+        union,
+        {"control_image": [HINT], "control_mode": [3], **SMALL},
+    ),
     "SDXL, image to image": (
         small_sdxl,
         StableDiffusionXLControlNetImg2ImgPipeline,
@@ -117,7 +130,7 @@ def test_a_controlnet_steers_the_ensemble_as_it_steers_one(name: str) -> None:
     expected = draw(stock(cls, whole, controlnet=net), **options)
     drawn = draw(copies(as_expert(whole)).pipeline(cls, controlnet=net), **options)
     np.testing.assert_allclose(drawn, expected, atol=ATOL)
-    silent = 0.0 if isinstance(net, ControlNetModel) else [0.0, 0.0]
+    silent = [0.0, 0.0] if isinstance(net, (list, MultiControlNetModel)) else 0.0
     assert unlike(expected, draw(stock(cls, whole, controlnet=net), **{**options, **_weight(silent)}), 1e-3)
 
 
@@ -126,11 +139,11 @@ def _weight(value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("make", [one_net, multi_net])
-@pytest.mark.parametrize("build", [tiny_pipeline, tiny_sdxl_pipeline])
+@pytest.mark.parametrize("build", [small_pipeline, small_sdxl])
 def test_a_controlnet_reads_the_text_of_the_first_expert(build: Callable[[int], Any], make: Make) -> None:
     whole = [build(seed) for seed in range(N)]
     net = make(whole[0].unet)
-    xl = build is tiny_sdxl_pipeline
+    xl = build is small_sdxl
     cls = StableDiffusionXLControlNetPipeline if xl else StableDiffusionControlNetPipeline
     pipeline = different(whole).pipeline(cls, controlnet=net)
     texts = [torch.randn(2, 16, 64 if xl else 32) for _ in range(N)]
@@ -165,7 +178,7 @@ def test_a_controlnet_changes_the_picture_of_two_different_experts() -> None:
 
 
 def test_a_controlnet_given_to_an_ensemble_stays_as_it_was() -> None:
-    whole = tiny_pipeline()
+    whole = small_pipeline()
     net = controlnet(whole.unet)
     pipeline = copies(as_expert(whole)).pipeline(StableDiffusionControlNetPipeline, controlnet=net)
     assert not net._forward_pre_hooks

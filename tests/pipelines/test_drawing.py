@@ -19,32 +19,33 @@ from diffusers import (
 )
 
 from diffusemble import EnsembleDenoiser
-from tiny import as_expert, tiny_pipeline, tiny_refiner, tiny_sdxl_pipeline, tiny_unet
+from stock import small_pipeline, small_sdxl, small_unet
+from tiny import as_expert, tiny_refiner, tiny_unet
 from tiny_ensembles import ATOL, NEGATIVE, PROMPT, SMALL, copies, different, draw, mask, picture, unlike
 
 IMG2IMG = {"image": picture(), "strength": 0.5, "num_inference_steps": 4}
 INPAINT = {"image": picture(), "mask_image": mask(), "strength": 1.0, **SMALL}
 
 PIPELINES: dict[str, tuple[Callable[[], Any], type | None, dict[str, Any]]] = {
-    "SD": (tiny_pipeline, None, SMALL),
-    "SD without guidance": (tiny_pipeline, None, {**SMALL, "guidance_scale": 1.0}),
+    "SD": (small_pipeline, None, SMALL),
+    "SD without guidance": (small_pipeline, None, {**SMALL, "guidance_scale": 1.0}),
     "SD, batch": (
-        tiny_pipeline,
+        small_pipeline,
         None,
         {**SMALL, "prompt": [PROMPT, "an owl"], "negative_prompt": ["", NEGATIVE], "num_images_per_prompt": 2},
     ),
-    "SD, guidance rescale": (tiny_pipeline, None, {**SMALL, "guidance_rescale": 0.7}),
-    "img2img": (tiny_pipeline, StableDiffusionImg2ImgPipeline, IMG2IMG),
-    "inpaint, 4 channels": (tiny_pipeline, StableDiffusionInpaintPipeline, INPAINT),
+    "SD, guidance rescale": (small_pipeline, None, {**SMALL, "guidance_rescale": 0.7}),
+    "img2img": (small_pipeline, StableDiffusionImg2ImgPipeline, IMG2IMG),
+    "inpaint, 4 channels": (small_pipeline, StableDiffusionInpaintPipeline, INPAINT),
     "inpaint, 9 channels": (
-        lambda: tiny_pipeline(unet=tiny_unet(in_channels=9)),
+        lambda: small_pipeline(unet=small_unet(in_channels=9)),
         StableDiffusionInpaintPipeline,
         INPAINT,
     ),
-    "SDXL": (tiny_sdxl_pipeline, None, SMALL),
-    "SDXL without negative prompt": (tiny_sdxl_pipeline, None, {**SMALL, "negative_prompt": None}),
+    "SDXL": (small_sdxl, None, SMALL),
+    "SDXL without negative prompt": (small_sdxl, None, {**SMALL, "negative_prompt": None}),
     "SDXL, clip_skip and batch": (
-        tiny_sdxl_pipeline,
+        small_sdxl,
         None,
         {
             **SMALL,
@@ -55,9 +56,9 @@ PIPELINES: dict[str, tuple[Callable[[], Any], type | None, dict[str, Any]]] = {
             "num_images_per_prompt": 2,
         },
     ),
-    "SDXL img2img": (tiny_sdxl_pipeline, StableDiffusionXLImg2ImgPipeline, IMG2IMG),
+    "SDXL img2img": (small_sdxl, StableDiffusionXLImg2ImgPipeline, IMG2IMG),
     "SDXL refiner": (tiny_refiner, None, IMG2IMG),
-    "SDXL inpaint": (tiny_sdxl_pipeline, StableDiffusionXLInpaintPipeline, INPAINT),
+    "SDXL inpaint": (small_sdxl, StableDiffusionXLInpaintPipeline, INPAINT),
 }
 
 
@@ -76,7 +77,7 @@ def test_copies_of_one_expert_draw_what_it_draws(name: str) -> None:
     np.testing.assert_allclose(draw(together.pipeline(cls), **options), expected, atol=ATOL)
 
 
-@pytest.mark.parametrize("build", [tiny_pipeline, tiny_sdxl_pipeline])
+@pytest.mark.parametrize("build", [small_pipeline, small_sdxl])
 def test_different_experts_draw_something_of_their_own(build: Callable[[int], Any]) -> None:
     whole = [build(seed) for seed in range(2)]
     together = draw(different(whole).pipeline(), **SMALL)
@@ -91,12 +92,12 @@ def test_a_callback_sees_every_step() -> None:
         steps.append((step, given["latents"].shape))
         return given
 
-    draw(copies(as_expert(tiny_pipeline())).pipeline(), callback_on_step_end=note, **SMALL)
+    draw(copies(as_expert(small_pipeline())).pipeline(), callback_on_step_end=note, **SMALL)
     assert steps == [(step, (1, 4, 8, 8)) for step in range(2)]
 
 
 def test_the_pipeline_converts_and_reads_the_ensemble_as_one_denoiser() -> None:
-    pipeline = copies(as_expert(tiny_pipeline())).pipeline()
+    pipeline = copies(as_expert(small_pipeline())).pipeline()
     assert isinstance(pipeline, StableDiffusionPipeline)
     assert pipeline.unet.config.in_channels == 4
     assert draw(pipeline).shape == (1, 16, 16, 3)  # the size is read from the configuration
@@ -109,7 +110,7 @@ def test_the_pipeline_converts_and_reads_the_ensemble_as_one_denoiser() -> None:
 
 
 def test_another_scheduler_can_be_installed() -> None:
-    whole = tiny_pipeline()
+    whole = small_pipeline()
     euler = EulerDiscreteScheduler.from_config(whole.scheduler.config)
     drawn = draw(copies(as_expert(whole)).pipeline(scheduler=euler), **SMALL)
     whole.scheduler = EulerDiscreteScheduler.from_config(whole.scheduler.config)
@@ -117,7 +118,7 @@ def test_another_scheduler_can_be_installed() -> None:
 
 
 def test_missing_and_unknown_parts_are_named() -> None:
-    ensemble = copies(as_expert(tiny_pipeline()))
+    ensemble = copies(as_expert(small_pipeline()))
     with pytest.raises(ValueError, match=r"also needs 'controlnet': pass it as pipeline\(.*, controlnet=\.\.\.\)"):
         ensemble.pipeline(StableDiffusionControlNetPipeline)
     with pytest.raises(ValueError, match=r"StableDiffusionPipeline does not take the part 'contrlnet'. Its parts"):

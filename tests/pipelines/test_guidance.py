@@ -17,14 +17,10 @@ from diffusers import (
 )
 
 from diffusemble import EnsembleDenoiser, build_aggregator, guidance_interval
-from stock import generator, sd3, sdxl, small_pipeline
+from stock import generator, sd3, small_pipeline, small_sdxl
 from tiny import as_expert
 from tiny_dit import tiny_chroma_pipeline
 from tiny_ensembles import ATOL, SMALL, controlnet, different, draw, picture, stock, unlike
-
-
-def small_sdxl(seed: int = 0) -> Any:
-    return sdxl(seed)[0]
 
 
 def test_guidance_is_rescaled_as_for_one_expert() -> None:

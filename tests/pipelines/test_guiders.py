@@ -20,7 +20,7 @@ from diffusers import (
 )
 from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
 
-from stock import sdxl
+from stock import small_sdxl
 from tiny_ensembles import ATOL, NEGATIVE, PROMPT, SMALL, different, unlike
 
 LAYERS = "mid_block.attentions.0.transformer_blocks"
@@ -56,8 +56,8 @@ def draw(parts: dict[str, Any], guider: Any) -> np.ndarray:
 @pytest.mark.parametrize("name", GUIDERS)
 def test_a_guider_guides_two_equal_experts_as_one(name: str) -> None:
     """Those that skip layers are told the layers of every expert by name."""
-    make, one = GUIDERS[name], sdxl()[0]
-    together = different([sdxl()[0], sdxl()[0]]).pipeline()
+    make, one = GUIDERS[name], small_sdxl()
+    together = different([small_sdxl(), small_sdxl()]).pipeline()
     expected = draw(one.components, make([""]))
     found = draw(together.components, make(["denoisers.0.", "denoisers.1."]))
     np.testing.assert_allclose(found, expected, atol=ATOL)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from stock import sdxl, small_pipeline
+from stock import small_pipeline, small_sdxl
 from tiny_ensembles import ATOL, SMALL, different, draw, unlike
 from unet_inputs import IMAGE_WIDTH, image_prompt_weights, randn
 
-BUILDS = {"SD": small_pipeline, "SDXL": lambda seed=0: sdxl(seed)[0]}
+BUILDS = {"SD": small_pipeline, "SDXL": small_sdxl}
 QUIET = {"subfolder": None, "weight_name": "none", "image_encoder_folder": None}
 SHORT = {**SMALL, "num_inference_steps": 1}
 LEFT = torch.zeros(1, 1, 16, 16)

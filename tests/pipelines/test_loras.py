@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 
 from diffusemble import EnsembleDenoiser, OutputEnsembleDenoiser
-from stock import sdxl, small_pipeline
+from stock import small_pipeline, small_sdxl
 from tiny import as_expert
 from tiny_ensembles import ATOL, SMALL, different, draw, unlike
 
@@ -22,15 +23,16 @@ LAYERS = {"unet": ["to_q", "to_v", "ff.net.2"], "text_encoder": ["q_proj", "out_
 LAYERS["text_encoder_2"] = LAYERS["text_encoder"]
 
 
-def sdxl_pipeline(seed: int = 0) -> Any:
-    return sdxl(seed)[0]
-
-
-BUILDS = {"SD": small_pipeline, "SDXL": sdxl_pipeline}
+BUILDS = {"SD": small_pipeline, "SDXL": small_sdxl}
 
 
 def lora(build: Any, seed: int, parts: tuple[str, ...] = tuple(LAYERS)) -> dict[str, torch.Tensor]:
     """Weights of a LoRA, in the layout that diffusers saves."""
+    return {name: weight.clone() for name, weight in _trained(build, seed, parts).items()}
+
+
+@cache
+def _trained(build: Any, seed: int, parts: tuple[str, ...]) -> dict[str, torch.Tensor]:
     whole, found = build(0), {}
     for part in parts:
         model = getattr(whole, part, None)

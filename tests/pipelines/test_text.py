@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from diffusemble import pack_text
-from tiny import as_expert, tiny_pipeline, tiny_sdxl_pipeline, tiny_text_encoder
+from stock import small_pipeline, small_sdxl
+from tiny import as_expert, tiny_text_encoder
 from tiny_ensembles import NEGATIVE, PROMPT, SMALL, N, copies, different, draw, unlike
 
 
 def test_every_expert_reads_the_prompt_with_its_own_encoder() -> None:
-    whole = [tiny_pipeline(seed) for seed in range(N)]
+    whole = [small_pipeline(seed) for seed in range(N)]
     ensemble = different(whole)
     pipeline = ensemble.pipeline()
     positive, negative = pipeline.encode_prompt(PROMPT, "cpu", 2, True, NEGATIVE)
@@ -34,7 +35,7 @@ def test_every_expert_reads_the_prompt_with_its_own_encoder() -> None:
 
 
 def test_sdxl_packs_both_encoders_and_the_pooled_embedding() -> None:
-    whole = [tiny_sdxl_pipeline(seed) for seed in range(N)]
+    whole = [small_sdxl(seed) for seed in range(N)]
     options = {"prompt": [PROMPT, "an owl"], "negative_prompt": [NEGATIVE, ""], "num_images_per_prompt": 2}
     packed = different(whole).pipeline().encode_prompt(device="cpu", **options)
     alone = [one.encode_prompt(device="cpu", **options) for one in whole]
@@ -45,14 +46,14 @@ def test_sdxl_packs_both_encoders_and_the_pooled_embedding() -> None:
 
 
 def test_own_text_encoders_matter() -> None:
-    first, second = tiny_pipeline(0), tiny_pipeline(1)
-    other = tiny_pipeline(1, text_encoder=tiny_text_encoder(7))
+    first, second = small_pipeline(0), small_pipeline(1)
+    other = small_pipeline(1, text_encoder=tiny_text_encoder(7))
     pictures = [draw(different([first, one]).pipeline(), **SMALL) for one in (second, other)]
     assert unlike(*pictures, 1e-3)
 
 
 def test_skipped_clip_layers_go_through_each_encoders_own_norm() -> None:
-    whole = [tiny_pipeline(seed) for seed in range(N)]
+    whole = [small_pipeline(seed) for seed in range(N)]
     (packed, _) = different(whole).pipeline().encode_prompt(PROMPT, "cpu", 1, False, clip_skip=1)
     ids = whole[0].tokenizer(PROMPT, padding="max_length", return_tensors="pt").input_ids
     for mine, one in zip(packed.chunk(N, dim=1), whole, strict=True):
@@ -62,7 +63,7 @@ def test_skipped_clip_layers_go_through_each_encoders_own_norm() -> None:
 
 
 def test_a_plain_embedding_is_refused_with_the_remedy() -> None:
-    whole = tiny_pipeline()
+    whole = small_pipeline()
     embedding = whole.encode_prompt(PROMPT, "cpu", 1, False)[0]
     with pytest.raises(ValueError, match=r"does not divide by the 3 experts.*pack_text"):
         draw(
