@@ -5,7 +5,7 @@ A case builds its inputs afresh on every call, because diffusers' ``forward`` em
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,29 +117,33 @@ class Case:
         return {**plain, **given, **({"added_cond_kwargs": added} if added else {})}
 
 
-def _for_all(name: str, **options: Any) -> dict[str, Case]:
-    return {f"{architecture}-{name}": Case(build, **options) for architecture, build in ARCHITECTURES.items()}
+def _for_all(name: str, architectures: Iterable[str] = ARCHITECTURES, **options: Any) -> dict[str, Case]:
+    return {f"{architecture}-{name}": Case(ARCHITECTURES[architecture], **options) for architecture in architectures}
+
+
+ENDS = ("sd1", "sdxl")
+"""Two architectures, for what their differences do not touch."""
 
 
 PLAIN: Mapping[str, Case] = {
     **_for_all("plain"),
     **_for_all("odd", size=ODD),
-    **_for_all("float", timestep=7.25),
-    **_for_all("0-d", timestep=torch.tensor(7)),
-    **_for_all("1-d", timestep=torch.tensor([7, 901])),
-    **_for_all("float64", dtype=torch.float64),
-    **_for_all("bfloat16", dtype=torch.bfloat16),
+    **_for_all("float", ENDS, timestep=7.25),
+    **_for_all("0-d", ENDS, timestep=torch.tensor(7)),
+    **_for_all("1-d", ENDS, timestep=torch.tensor([7, 901])),
+    **_for_all("float64", ENDS, dtype=torch.float64),
+    **_for_all("bfloat16", ENDS, dtype=torch.bfloat16),
 }
 """Calls without anything to add."""
 
 GIVEN: Mapping[str, Case] = {
-    **_for_all("text-mask", give=text_mask),
+    **_for_all("text-mask", ENDS, give=text_mask),
     **_for_all("controlnet", give=controlnet),
     **_for_all("controlnet-odd", give=controlnet, size=ODD),
     **_for_all("adapter", give=adapter),
     **_for_all("controlnet-adapter", give=controlnet_and_adapter),
     **_for_all("image-prompt", give=image_prompt, prepare=load_image_prompts),
-    **_for_all("lora", give=strength(0.6), prepare=load_lora),
+    **_for_all("lora", ENDS, give=strength(0.6), prepare=load_lora),
     "sd1-adapter-legacy": Case(sd1, legacy_adapter),
     "sd1-masked-image-prompts": Case(sd1, masked_image_prompts, lambda unet: load_image_prompts(unet, 2)),
     "sd1-gligen": Case(lambda: sd1(attention_type="gated"), boxes),

@@ -10,6 +10,7 @@ from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor
 
+from diffusemble import pack_text
 from tiny import WIDTH, randomised
 
 BATCH, TOKENS = 2, 7
@@ -35,6 +36,15 @@ def plain_inputs(unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32)
             "time_ids": torch.arange(1, BATCH * ids + 1, dtype=dtype).reshape(BATCH, ids),
         }
     return plain
+
+
+def packed(inputs: dict[str, Any], n: int) -> dict[str, Any]:
+    """Inputs of one expert, for ``n`` experts that read the same."""
+    inputs = {**inputs, "encoder_hidden_states": pack_text([inputs["encoder_hidden_states"]] * n)}
+    added = inputs.get("added_cond_kwargs", {})
+    if "text_embeds" in added:
+        inputs["added_cond_kwargs"] = {**added, "text_embeds": pack_text([added["text_embeds"]] * n)}
+    return inputs
 
 
 def text_mask(unet: UNet2DConditionModel, sample: Tensor) -> dict[str, Any]:
@@ -156,9 +166,9 @@ def boxes_with_pictures(unet: UNet2DConditionModel, sample: Tensor) -> dict[str,
 
 
 def load_lora(unet: UNet2DConditionModel) -> None:
-    """A LoRA whose weights are not zero."""
+    """A LoRA whose weights are not zero; of a rank that its scale can be multiplied with and divided by exactly."""
     torch.manual_seed(9)
-    unet.add_adapter(LoraConfig(r=3, target_modules=["to_q", "to_v", "proj_in"], init_lora_weights=False))
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v", "proj_in"], init_lora_weights=False))
 
 
 def strength(value: float) -> Give:

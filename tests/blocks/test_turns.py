@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusemble import EnsembleDenoiser, build_aggregator, pack_text
+from diffusemble import EnsembleDenoiser, build_aggregator
 from diffusemble.blocks.turns import select
 from unet_cases import CASES
-from unet_inputs import BATCH
+from unet_inputs import BATCH, packed
 
 GIVEN = (
     "sd1-text-mask",
@@ -54,11 +54,7 @@ def test_copies_of_one_expert_take_turns_without_a_trace(name: str) -> None:
     inputs = case.inputs(unet)
     ensemble = EnsembleDenoiser([unet, unet], build_aggregator("mixture-blocks", [unet] * 2, preset="tiny")).eval()
     ensemble.aggregator.route = turn_by_turn
-    both = {**inputs, "encoder_hidden_states": pack_text([inputs["encoder_hidden_states"]] * 2)}
-    added = inputs.get("added_cond_kwargs", {})
-    if "text_embeds" in added:
-        both["added_cond_kwargs"] = {**added, "text_embeds": pack_text([added["text_embeds"]] * 2)}
     with torch.no_grad():
-        ours = ensemble(case.sample(unet), case.timestep, **both).sample
+        ours = ensemble(case.sample(unet), case.timestep, **packed(inputs, 2)).sample
         theirs = unet(case.sample(unet), case.timestep, **inputs).sample
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -13,11 +13,12 @@ from diffusers import UNet2DConditionModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
+from diffusemble import EnsembleDenoiser
 from diffusemble.blocks.base import run_through
 from diffusemble.blocks.unet import UNetBlocks
 from tiny import tiny_unet
 from unet_cases import ARCHITECTURES, CASES, GIVEN, Case, sd1
-from unet_inputs import adapter, free_u, load_lora, plain_inputs, randn, strength
+from unet_inputs import adapter, free_u, load_lora, packed, plain_inputs, randn, strength
 
 # diffusers announces the end of the older way to pass a T2I-adapter.
 LEGACY = pytest.mark.filterwarnings("ignore:Passing intrablock residual:FutureWarning")
@@ -37,16 +38,20 @@ SD15_POINTS = (
 
 @LEGACY
 @pytest.mark.parametrize("name", CASES)
-def test_blocks_equal_forward(name: str):
+def test_blocks_equal_forward_and_so_does_a_pair_of_one_expert(name: str):
     case = CASES[name]
     unet = case.unet()
+    pair = EnsembleDenoiser([unet, unet])  # before anything is drawn, because it freezes the weights
     blocks, sample, inputs = UNetBlocks(unet), case.sample(unet), case.inputs(unet)
     with torch.no_grad():
         ours = run_through(blocks, sample, case.timestep, inputs)
         if name in GIVEN:  # an input without effect would prove nothing
             assert (ours - run_through(blocks, sample, case.timestep, _without(unet, inputs))).abs().max() > 1e-3
+        # Halves add up without rounding: what is applied twice, or to one expert only, shows in every bit.
+        both = pair(sample, case.timestep, **packed(inputs, 2)).sample
         theirs = unet(sample, case.timestep, **inputs).sample  # last, because it empties lists
     assert torch.equal(ours, theirs)
+    assert torch.equal(both, theirs)
     assert torch.isfinite(ours).all()
     assert ours.dtype == case.dtype
 
