@@ -197,6 +197,8 @@ def test_hashes_marks_metadata_and_recipes_are_told(tmp_path: Path) -> None:
     assert only(merged).recipe == recipe
     broken = write({"first_stage_model.x": torch.ones(1)}, tmp_path / "b.safetensors", **{"diffusemble.merge": "{"})
     assert only(broken).recipe == {"unreadable": "{"}
+    odd = write({"a.weight": torch.ones(1)}, tmp_path / "odd.safetensors", **{"diffusemble.aggregator": "{"})
+    assert only(odd).notes == {"aggregator": "unreadable", "experts": "?"}
 
 
 def test_a_lora_tells_its_rank_its_parts_and_its_training(tmp_path: Path) -> None:

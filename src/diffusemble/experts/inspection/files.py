@@ -130,10 +130,10 @@ def _notes(header: Header, contents: Contents) -> dict[str, str]:
         named = key if key not in ("emb_params", "clip_l", "clip_g", "*") else header.file.stem
         return {"word": named, "vectors": str(shape[0] if len(shape) > 1 else 1)}
     notes = {}
-    aggregator = header.metadata.get("diffusemble.aggregator")
-    if aggregator:
-        spec = json.loads(aggregator)
-        notes = {"aggregator": spec["name"], "experts": str(spec["sizes"].get("experts", "?"))}
+    spec = _recipe(header.metadata.get("diffusemble.aggregator"))
+    if spec:
+        sizes = spec.get("sizes", {})
+        notes = {"aggregator": str(spec.get("name", "unreadable")), "experts": str(sizes.get("experts", "?"))}
     if is_scaled(header):
         notes["fp8"] = "scaled: read as what it stands for"
     edition = _edition(header, contents)
