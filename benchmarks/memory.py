@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 import torch
 import typer
 from architectures import ARCHITECTURES
 from cost import Size, random_inputs
+from diffusers import ControlNetModel
 from rich.console import Console
 
 from diffusemble import EnsembleDenoiser, build_aggregator
@@ -53,19 +55,30 @@ def build(size: str, n: int, dtype: torch.dtype, device: str) -> EnsembleDenoise
     return EnsembleDenoiser(experts, aggregator).eval()
 
 
-def plans(ensemble: EnsembleDenoiser, latents: int) -> Iterator[Plan]:
-    """Everything in memory; then encoders and VAE as visitors, and fewer and fewer denoisers that stay."""
+def control(ensemble: EnsembleDenoiser) -> Any:
+    """A ControlNet for the experts, where a memory plan looks for one: among the parts of a pipeline."""
+    with torch.device("meta"):
+        net = ControlNetModel.from_unet(ensemble.denoisers[0], load_weights_from_unet=False)
+    return SimpleNamespace(components={"controlnet": torch.nn.Module.to(net, ensemble.dtype)})
+
+
+def plans(ensemble: EnsembleDenoiser, pipelines: Sequence[Any], latents: int) -> Iterator[Plan]:
+    """Everything in memory; then encoders and VAE as visitors, and fewer and fewer denoisers that stay; at last no
+    ControlNet either.
+    """
     n = len(ensemble.experts)
-    networks = networks_of(ensemble)
+    networks = networks_of(ensemble, pipelines)
     sizes = measure_weights(networks), measure_working(networks, (latents, latents), batch=1, guided=True)
     yield make_plan(*sizes, MemoryConfig(parts="stay"))
     for resident in range(n, -1, -1):
         yield make_plan(*sizes, MemoryConfig(resident=resident, parts="visit"))
+    if pipelines:
+        yield make_plan(*sizes, MemoryConfig(resident=0, parts="visit", controls="visit"))
 
 
-def count(ensemble: EnsembleDenoiser, plan: Plan) -> Row:
+def count(ensemble: EnsembleDenoiser, pipelines: Sequence[Any], plan: Plan) -> Row:
     """Pass all stages without numbers: every text encoder, every block, the VAE."""
-    with Placement(ensemble, plan, "meta") as placed:
+    with Placement(ensemble, plan, "meta", pipelines) as placed:
         for number in range(len(placed.visitors.groups)):
             placed.visitors.open(number)
         placed.visitors.leave()
@@ -103,7 +116,8 @@ def run(ensemble: EnsembleDenoiser, plan: Plan, size: str, device: str, steps: i
 def cells(row: Row, first: Row) -> tuple[str, ...]:
     """A row as text."""
     plan = row.plan
-    said = (str(plan.experts), str(plan.resident), plan.parts, *map(format_bytes, (plan.weights, row.counted)))
+    parts = plan.parts if plan.controls in (None, "stay") else f"{plan.parts}, ControlNet too"
+    said = (str(plan.experts), str(plan.resident), parts, *map(format_bytes, (plan.weights, row.counted)))
     said += (format_bytes(plan.peak),)
     if row.peak is None or row.seconds is None or first.seconds is None:
         return said
@@ -120,6 +134,7 @@ def markdown(title: str, rows: Sequence[tuple[str, ...]]) -> str:
 def main(
     size: Annotated[list[str], typer.Option(help=f"one of {', '.join(ARCHITECTURES)}; several times")] = ["sd15"],  # noqa: B006
     experts: Annotated[list[int], typer.Option(help="how many experts; several times")] = [3],  # noqa: B006
+    controlnet: Annotated[bool, typer.Option(help="with a ControlNet; only counted")] = False,
     dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32")] = "float16",
     device: Annotated[str, typer.Option(help="meta: count; cuda: run")] = "meta",
     steps: Annotated[int, typer.Option(help="steps to time; the first is not counted", min=2)] = 6,
@@ -132,13 +147,16 @@ def main(
         for n in experts:
             ensemble = build(name, n, DTYPES[dtype], "meta" if device == "meta" else "cpu")
             done: list[Row] = []
-            for plan in plans(ensemble, ARCHITECTURES[name].latents):
-                done.append(count(ensemble, plan) if device == "meta" else run(ensemble, plan, name, device, steps))
+            added = [control(ensemble)] if controlnet and device == "meta" else []
+            for plan in plans(ensemble, added, ARCHITECTURES[name].latents):
+                one = count(ensemble, added, plan) if device == "meta" else run(ensemble, plan, name, device, steps)
+                done.append(one)
                 rows.append(cells(done[-1], done[0]))
                 console.print(*rows[-1], sep="  ")
         side = 8 * ARCHITECTURES[name].latents
         where = "counted on the meta device, no GPU was used" if device == "meta" else torch.cuda.get_device_name()
-        text = markdown(f"{name}, {side} px, one picture with guidance, {dtype}; {where}", rows)
+        what = f"{name}{' with a ControlNet' if controlnet else ''}, {side} px, one picture with guidance, {dtype}"
+        text = markdown(f"{what}; {where}", rows)
         console.print(text, markup=False, soft_wrap=True)
         if table is not None:
             with table.open("a") as file:

@@ -45,8 +45,7 @@ class LatestLane:
         self.pending.clear()
 
 
-@pytest.mark.parametrize("storage", ["same", "int8"])
-@pytest.mark.parametrize("combiner", ["sabw", "mixture-blocks"])
+@pytest.mark.parametrize(("combiner", "storage"), [("sabw", "int8"), ("mixture-blocks", "same")])
 def test_weights_are_read_between_arriving_and_being_done(combiner: str, storage: str) -> None:
     ensemble = an_ensemble("sd", combiner, preset="tiny")
     call, plan = a_call(ensemble), a_plan(ensemble, resident=1, storage=storage)

@@ -46,7 +46,7 @@ def measure_working(networks: Networks, latents: tuple[int, int], batch: int, gu
     """
     ensemble, rows = networks.ensemble, batch * (2 if guided else 1)
     with torch.device("meta"):
-        added = [_controlling(control, latents, rows) for control in networks.controls]
+        added = [measure_control(control, latents, rows) for control in networks.controls]
         level = _denoising if isinstance(ensemble, EnsembleDenoiser) else _asking
         denoise = level(ensemble, latents, rows) + sum(residuals for _, residuals in added)
         decodes = [_decoding(vae, decoding_type(ensemble, vae), latents, batch) for vae in networks.vaes]
@@ -107,7 +107,7 @@ def _asking(ensemble: Any, latents: tuple[int, int], batch: int) -> int:
     return max(peaks) + bytes_of(predictions)
 
 
-def _controlling(control: Any, latents: tuple[int, int], batch: int) -> tuple[int, int]:
+def measure_control(control: Any, latents: tuple[int, int], batch: int) -> tuple[int, int]:
     """Most bytes while a ControlNet computes, and bytes of what it hands on."""
     kind = type(control).__name__
     if kind not in _CONTROLS:
