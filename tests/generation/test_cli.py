@@ -7,9 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
 from diffusemble import __version__
@@ -29,16 +31,19 @@ def process(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_help_does_not_import_torch() -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "cat.safetensors"]])
+def test_help_and_headers_do_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
+    save_file({"lora_unet_x.lora_up.weight": np.zeros((2, 2))}, tmp_path / "cat.safetensors")
     code = (
-        "import sys; sys.argv = ['diffusemble', '--help']\n"
+        f"import sys; sys.argv = ['diffusemble', *{arguments}]\n"
         "from diffusemble.app.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: sys.exit(end.code or 'torch' in sys.modules or 'diffusers' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert all(command in done.stdout for command in ("generate", "describe", "train", "evaluate", "zoo"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = ("LoRA",) if arguments[1:] else ("generate", "describe", "train", "evaluate", "zoo")
+    assert all(text in done.stdout for text in expected)
 
 
 def test_another_process_draws_the_same_bits_and_says_nothing_else(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffusemble.app.terminal import hush_bars, out, progress_bar
+from diffusemble.app.terminal import out, progress_bar
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,7 +28,6 @@ def inspect(
     with progress_bar("reading"):
         from diffusemble.experts.inspection.folders import inspect as look
 
-        hush_bars()
         found = [report for path in paths for report in look(path, hashes)]
     if as_json:
         typer.echo(json.dumps([_plain(report) for report in found], indent=2, ensure_ascii=False))

@@ -22,14 +22,11 @@ from diffusemble.experts.folder import quiet
 from diffusemble.experts.formats.checkpoint import Checkpoint, open_checkpoint
 from diffusemble.experts.formats.contents import TEXT_STARTS, VAE_STARTS
 from diffusemble.experts.formats.header import Header, read_header
+from diffusemble.experts.formats.marks import marked_schedule
 from diffusemble.experts.layouts.origin import Layout
 from diffusemble.experts.layouts.parts import denoiser_layouts, known_tensors, text_layouts, vae_layouts
 from diffusemble.experts.shelf import Shelf
 from diffusemble.experts.sources import Source
-
-_TOLD = ("modelspec.predict_key", "modelspec.prediction_type")
-"""Where ComfyUI and the programs of kohya write what a denoiser predicts."""
-_PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
 
 
 def open_file(file: Path, base: Source, shelf: Shelf) -> tuple[DiffusionPipeline, dict[str, str]]:
@@ -89,15 +86,6 @@ def _refuse_left_over(plan: Plan, checkpoint: Checkpoint, cls: Any) -> None:
     rest = [key for key in rest if plan.prefix or "." in key]  # buffers of the training code, marks of model sites
     if rest:
         raise ValueError(f"it has {len(rest)} tensors that {cls.__name__} does not have there, such as {rest[0]!r}")
-
-
-def marked_schedule(header: Header) -> dict[str, Any]:
-    """Entries of a scheduler's configuration that a file itself tells, by the marks that programs write."""
-    told = "v" if "v_pred" in header.forms else next(filter(None, map(header.metadata.get, _TOLD)), "")
-    marks: dict[str, Any] = {"prediction_type": _PREDICTIONS[told]} if told in _PREDICTIONS else {}
-    if "ztsnr" in header.forms:
-        marks["rescale_betas_zero_snr"] = True
-    return marks
 
 
 def _mark_schedule(pipeline: DiffusionPipeline, header: Header) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusemble.experts.checksums import DENOISERS
-from diffusemble.experts.formats.adapters import canonical
+from diffusemble.experts.formats.adapters import TEXT, canonical
 from diffusemble.experts.layouts.origin import Origin
 from diffusemble.experts.layouts.parts import ORIGINAL
 
@@ -19,12 +19,6 @@ _DENOISER = (
     *("lora_unet_", "lora_transformer_", "lycoris_", "unet_", "transformer_", "diffusion_model_"),
     *("model_diffusion_model_", "base_model_model_", ""),
 )
-TEXT = {
-    "text_encoder": ("lora_te_", "lora_te1_", "text_encoder_", "text_encoders_clip_l_transformer_", "clip_l_"),
-    "text_encoder_2": ("lora_te2_", "text_encoder_2_", "text_encoders_clip_g_transformer_", "clip_g_"),
-    "text_encoder_3": ("lora_te3_", "text_encoder_3_", "text_encoders_t5xxl_transformer_", "t5_"),
-}
-"""How names of a text encoder's modules begin, with underscores for dots."""
 _T5_OF_FLUX = ("lora_te3_", "text_encoders_t5xxl_transformer_", "t5_")
 _OLDER = (
     ("_q_proj", "_to_q"),

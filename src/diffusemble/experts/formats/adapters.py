@@ -41,6 +41,12 @@ UNREADABLE = {
 BUNDLED = "bundle_emb."
 """How names of textual inversions begin that OneTrainer stores in a LoRA."""
 _ENDS = [(re.compile(rf"{pattern}$"), factor) for pattern, factor in FACTORS.items()]
+TEXT = {
+    "text_encoder": ("lora_te_", "lora_te1_", "text_encoder_", "text_encoders_clip_l_transformer_", "clip_l_"),
+    "text_encoder_2": ("lora_te2_", "text_encoder_2_", "text_encoders_clip_g_transformer_", "clip_g_"),
+    "text_encoder_3": ("lora_te3_", "text_encoder_3_", "text_encoders_t5xxl_transformer_", "t5_"),
+}
+"""How names of a text encoder's modules begin, with underscores for dots."""
 _LONGEST = 60  # characters of an end, with the name that peft gives an adapter
 _WEIGHTS = re.compile(rf"(?:{'|'.join(end for end, factor in FACTORS.items() if factor != 'alpha')})$")
 _REFUSED = re.compile("|".join(UNREADABLE))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,37 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffusemble.experts.formats.header import Header
-
-_FP8 = ("F8_E4M3", "F8_E5M2")
-_FLOATS = ("F64", "F32", "F16", "BF16", *_FP8)
-_SCALES = (".scale_weight", ".weight_scale")
-_NOTES = (".scale_input", ".input_scale", ".comfy_quant")  # how to compute in fp8, which is not done here
-_MARKER = "scaled_fp8"
-_QUANTISED = (
-    (r".*\.quant_state\.bitsandbytes__nf4", "nf4 (bitsandbytes, 4 bits)"),
-    (r".*\.quant_state\.bitsandbytes__fp4", "fp4 (bitsandbytes, 4 bits)"),
-    (r".*\.SCB$", "int8 (bitsandbytes)"),
-    (r".*\.(?:wscales|smooth_factor|smooth)$", "SVDQuant (4 bits)"),
-    (r".*\.weight_scale_2$", "nvfp4 (4 bits)"),
-    (r".*\.qzeros$", "GPTQ"),
-    (r".*\.weight\._data$", "quanto"),
-    (r".*\.absmax$", "a block-wise quantisation (bitsandbytes)"),
-)
-
-
-def quantisation(header: Header) -> str | None:
-    """How the weights of a file are quantised, if they are so that they cannot be read here."""
-    for pattern, name in _QUANTISED:
-        if any(re.match(pattern, key) for key in header.forms):
-            return name
-    odd = {form.dtype for key, form in header.forms.items() if key.endswith(".weight") and len(form.shape) > 1}
-    odd -= {*_FLOATS}
-    return ", ".join(sorted(odd)) if odd else None
-
-
-def is_scaled(header: Header) -> bool:
-    """Whether fp8 weights come with scales that they have to be multiplied by."""
-    return any(_scaled(header, key) for key in header.forms)
+from diffusemble.experts.formats.marks import FP8, MARKER, NOTES, SCALES, quantisation, scaled
 
 
 class Checkpoint:
@@ -70,8 +39,8 @@ class Checkpoint:
         note = f"{stem}.comfy_quant"
         if note in self.header.forms:
             self._check(note)
-        scale = next((stem + end for end in _SCALES if stem + end in self.header.forms), None)
-        if scale is None or self.header.forms[key].dtype not in _FP8:
+        scale = next((stem + end for end in SCALES if stem + end in self.header.forms), None)
+        if scale is None or self.header.forms[key].dtype not in FP8:
             return tensor
         factor: Tensor = self._opened.get_tensor(scale).float()
         if factor.numel() not in (1, tensor.shape[0]):
@@ -120,12 +89,4 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _is_storage(header: Header, key: str) -> bool:
-    return key.endswith((*_NOTES, _MARKER)) or _scaled(header, key)
-
-
-def _scaled(header: Header, key: str) -> bool:
-    for end in _SCALES:
-        weight = key.removesuffix(end) + ".weight"
-        if key.endswith(end) and weight in header.forms:
-            return header.forms[weight].dtype in _FP8
-    return False
+    return key.endswith((*NOTES, MARKER)) or scaled(header, key)

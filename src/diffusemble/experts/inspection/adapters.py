@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from diffusemble.experts.additions.names import TEXT
-from diffusemble.experts.formats.adapters import BUNDLED, canonical, split_name
+from diffusemble.experts.formats.adapters import BUNDLED, TEXT, canonical, split_name
 from diffusemble.experts.formats.header import Header
 
 _FORMULAS = {"hada_w1_a": "LoHa", "lokr_w1": "LoKr", "lokr_w1_a": "LoKr", "diff": "full differences", "down": "LoRA"}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusemble.experts.checksums import DENOISERS, sha256
-from diffusemble.experts.formats.checkpoint import is_scaled, quantisation
 from diffusemble.experts.formats.contents import (
     ADAPTERS,
     CHECKPOINT,
@@ -21,9 +20,9 @@ from diffusemble.experts.formats.contents import (
 from diffusemble.experts.formats.editions import Edition, edition_of
 from diffusemble.experts.formats.families import DENOISER, PREFIXES, REPOSITORIES, SHORT
 from diffusemble.experts.formats.header import Header, misnamed, read_header
+from diffusemble.experts.formats.marks import is_scaled, marked_schedule, quantisation
 from diffusemble.experts.inspection.adapters import adapter_notes
 from diffusemble.experts.inspection.report import Part, Report, part_of
-from diffusemble.experts.single_file import marked_schedule
 
 _MERGE = "diffusemble.merge"
 _FLOWS = (SHORT["sd3"], SHORT["sd35"], SHORT["flux"], SHORT["chroma"], SHORT["qwen"])

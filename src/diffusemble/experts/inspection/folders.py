@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from diffusemble.experts.checksums import DENOISERS, read_index, read_json, sha256, variant_of, weight_files
-from diffusemble.experts.folder import locate
 from diffusemble.experts.formats.families import family_of_config
 from diffusemble.experts.formats.header import PICKLES, read_header
 from diffusemble.experts.inspection.files import inspect_file, prediction_of
@@ -28,8 +27,10 @@ def inspect(path: str | Path, hashed: bool = True) -> Iterator[Report]:
     place = Path(path).expanduser()
     try:
         if str(path).startswith("zoo:"):
+            from diffusemble.zoo import folder
+
             for source in parse_source(str(path)):
-                yield from (replace(one, path=str(source)) for one in inspect(locate(source)[0], hashed))
+                yield from (replace(one, path=str(source)) for one in inspect(folder(source.where), hashed))
         elif place.is_file():
             yield inspect_file(place, hashed)
         elif not place.is_dir():
