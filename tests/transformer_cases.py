@@ -168,6 +168,11 @@ def text_mask(model: Any, length: int) -> dict[str, Any]:
     return {"attention_mask": mask}
 
 
+def attention_mask(model: Any, length: int) -> dict[str, Any]:
+    """A bias on what image and text tokens see, for the attentions themselves."""
+    return {"joint_attention_kwargs": {"attention_mask": randn(BATCH, 1, TOKENS + length, TOKENS + length, seed=60)}}
+
+
 def skipped(*layers: int) -> Give:
     """Blocks to leave out."""
     return lambda model, length: {"skip_layers": list(layers)}
@@ -199,6 +204,8 @@ GIVEN: Mapping[str, Case] = {
     "flux-controlnet-double": Case(tiny_flux, residuals("controlnet_block_samples", 1)),
     "flux-controlnet-single": Case(tiny_flux, residuals("controlnet_single_block_samples", 3)),
     "flux-image-prompt": Case(tiny_flux, flux_image_prompt, load_flux_image_prompt),
+    "flux-attention-mask": Case(tiny_flux, attention_mask),
+    "chroma-image-prompt": Case(tiny_chroma, flux_image_prompt, load_flux_image_prompt),
     "chroma-mask": Case(tiny_chroma, text_mask),
     "chroma-controlnet": Case(tiny_chroma, both_streams(False)),
     "sd3.5-controlnet": Case(tiny_sd3, residuals(CONTROL, 2)),

@@ -126,6 +126,7 @@ def test_names_and_sizes_of_the_real_model() -> None:
         ({"encoder_hidden_states": None}, "Qwen-Image needs encoder_hidden_states"),
         ({"guidance": torch.ones(2)}, "does not support the argument 'guidance'"),
         ({"attention_kwargs": {"regions": 1}}, r"attention_kwargs\['regions'\] was given, but no attention"),
+        ({"attention_kwargs": {"attention_mask": torch.ones(2, 1, 42, 42)}}, r"\['attention_mask'\] was given, but no"),
         ({"controlnet_block_samples": [randn(2, 36, 24)]}, "controlnet_block_samples has a tensor of shape"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusemble import EnsembleDenoiser
 from tiny_dit import tiny_chroma, tiny_flux, tiny_sd3
 from transformer_cases import ARCHITECTURES, CONTROL, Case, ours_for, residuals, sd30, skipped
 from unet_inputs import randn
@@ -73,6 +74,16 @@ REFUSED: Mapping[str, tuple[Callable[[], Any], Callable[[dict[str, Any]], None],
         "does not support the argument 'guidance'",
     ),
     "chroma, no positions": (tiny_chroma, _with(txt_ids=None), "Chroma needs txt_ids"),
+    "chroma, a mask for the attentions": (
+        tiny_chroma,
+        _with(joint_attention_kwargs={"attention_mask": torch.ones(2, 1, 42, 42)}),
+        r"joint_attention_kwargs\['attention_mask'\] was given",
+    ),
+    "sd3, a mask that its attentions leave out": (
+        tiny_sd3,
+        _with(joint_attention_kwargs={"attention_mask": torch.ones(2, 1, 42, 42)}),
+        r"joint_attention_kwargs\['attention_mask'\] was given, but no attention of this transformer reads it",
+    ),
     "sd3, no text": (tiny_sd3, _with(encoder_hidden_states=None), "SD3 needs encoder_hidden_states"),
     "sd3, no residuals": (sd30, _with(**{CONTROL: []}), f"{CONTROL} has 0 tensors, .* give 1 to 4"),
     "sd3, skipped block": (
@@ -101,3 +112,24 @@ def test_what_would_be_ignored_or_break_is_refused_by_name(build: Any, change: A
     change(arguments)
     with pytest.raises(ValueError, match=message):
         ours_for(model, arguments)
+
+
+@pytest.mark.parametrize("build", [tiny_flux, tiny_sd3])
+def test_pooled_text_of_one_expert_is_refused_with_the_remedy(build: Callable[[], Any]):
+    model = build()
+    arguments = Case(build).arguments(model)
+    arguments["encoder_hidden_states"] = torch.cat([arguments["encoder_hidden_states"]] * 2, dim=1)
+    width = arguments["pooled_projections"].shape[1]
+    message = rf"pooled_projections has shape \(2, {width}\), but for 2 experts its last axis must be {2 * width}. Pass"
+    with pytest.raises(ValueError, match=message):
+        EnsembleDenoiser([model, model])(**arguments)
+
+
+def test_positions_for_neither_one_nor_all_are_refused():
+    model = tiny_flux()
+    arguments = Case(tiny_flux).arguments(model)
+    for name in ("encoder_hidden_states", "pooled_projections"):
+        arguments[name] = torch.cat([arguments[name]] * 2, dim=1)
+    arguments["txt_ids"] = torch.zeros(10, 3)
+    with pytest.raises(ValueError, match=r"txt_ids has 10 rows, but every one of the 2 experts reads 7 tokens. Give 7"):
+        EnsembleDenoiser([model, model])(**arguments)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from stock import small_pipeline, small_sdxl
+from tiny_dit import tiny_sd3_pipeline
 from tiny_ensembles import ATOL, SMALL, different, draw, unlike
+from transformer_cases import load_sd3_image_prompt
 from unet_inputs import IMAGE_WIDTH, image_prompt_weights, randn
 
 BUILDS = {"SD": small_pipeline, "SDXL": small_sdxl}
@@ -84,6 +86,17 @@ def test_image_prompts_that_the_experts_brought_are_used() -> None:
     for one in whole:
         load(one, one.unet)
     np.testing.assert_allclose(prompted(different(whole).pipeline()), prompted(whole[0]), atol=ATOL)
+
+
+def test_the_image_prompts_of_sd3_are_taken_off_every_expert() -> None:
+    wholes = [tiny_sd3_pipeline(seed) for seed in (0, 1)]
+    for whole in wholes:
+        load_sd3_image_prompt(whole.transformer)
+    pipeline = different(wholes).pipeline()
+    pipeline.unload_ip_adapter()
+    pictures = {"joint_attention_kwargs": {"ip_adapter_image_embeds": randn(2, 6, IMAGE_WIDTH)}}
+    with pytest.raises(ValueError, match="this SD3 transformer has no IP-Adapter"):
+        draw(pipeline, **SHORT, **pictures)
 
 
 def test_adapters_of_another_number_are_counted_on_every_expert() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionGLIGENPipeline
 
 from diffusemble import pack_text
-from stock import small_pipeline, small_sdxl
+from stock import small_pipeline, small_sdxl, small_unet
 from tiny import as_expert, tiny_text_encoder
+from tiny_dit import tiny_chroma_pipeline, tiny_sd3_pipeline
 from tiny_ensembles import NEGATIVE, PROMPT, SMALL, N, copies, different, draw, unlike
 
 
@@ -73,3 +77,34 @@ def test_a_plain_embedding_is_refused_with_the_remedy() -> None:
             prompt_embeds=embedding,
             guidance_scale=1.0,
         )
+
+
+@pytest.mark.parametrize(
+    ("build", "width"), [(tiny_sd3_pipeline, 128), (tiny_chroma_pipeline, 144)], ids=["SD 3", "Chroma"]
+)
+def test_embeddings_of_one_expert_are_refused_where_pipelines_pack_in_their_own_way(build: Any, width: int) -> None:
+    whole = build()
+    sd3 = "text_encoder_3" in whole.components
+    given = whole.encode_prompt(
+        "a red fox", **({"prompt_2": None, "prompt_3": None} if sd3 else {}), max_sequence_length=12
+    )
+    texts = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    names = (
+        texts
+        if sd3
+        else ("prompt_embeds", None, "prompt_attention_mask", *texts[1:2], None, "negative_prompt_attention_mask")
+    )
+    call = {name: one for name, one in zip(names, given, strict=True) if name}
+    pipeline = copies(as_expert(whole)).pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    with pytest.raises(
+        ValueError, match=rf"for 2 experts its last axis must be {width}. Pass one embedding per expert"
+    ):
+        pipeline(height=16, width=24, num_inference_steps=1, **call)
+
+
+def test_a_pipeline_with_room_for_one_text_encoder_is_refused_by_name() -> None:
+    wholes = [small_pipeline(seed, unet=small_unet(seed, attention_type="gated")) for seed in (0, 1)]
+    with pytest.raises(ValueError, match=r"GLIGENPipeline reads the phrases .*pipeline_with\(pipe, \[Gligen"):
+        different(wholes).pipeline(StableDiffusionGLIGENPipeline)
+    assert isinstance(different(wholes[:1]).pipeline(StableDiffusionGLIGENPipeline), StableDiffusionGLIGENPipeline)

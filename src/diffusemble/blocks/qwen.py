@@ -38,7 +38,7 @@ class QwenBlocks(StreamBlocks):
     needed = (_TEXT, "img_shapes")
     optional = (_MASK, "attention_kwargs", "controlnet_block_samples")
     attention_kwargs = "attention_kwargs"
-    known_kwargs = ("scale", "attention_mask")
+    known_kwargs = ("scale",)
 
     def __init__(self, denoiser: Any) -> None:
         for switch in ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):

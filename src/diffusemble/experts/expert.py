@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,13 +82,34 @@ def check_block_level(experts: Sequence[Expert]) -> None:
     Raises:
         ValueError: names the expert, the property, both values, and what would work.
     """
-    first = experts[0]
-    for number, expert in enumerate(experts[1:], start=2):
-        for what, mine, other in _properties(expert, first):
+    refuse_unlike(
+        experts,
+        lambda index: _properties(experts[index], experts[0]),
+        lambda what: f"Block-wise aggregation needs {_remedy(what)}.",
+    )
+
+
+def refuse_unlike(
+    experts: Sequence[Expert],
+    properties: Callable[[int], Iterable[tuple[str, Any, Any]]],
+    remedy: Callable[[str], str],
+) -> None:
+    """Make sure that all experts are like the first.
+
+    Args:
+        experts: in order.
+        properties: of the expert at an index: (what, its own, the first expert's).
+        remedy: what would work, where they differ in ``what``.
+
+    Raises:
+        ValueError: names the expert, the property, both values, and the remedy.
+    """
+    for index, expert in enumerate(experts[1:], start=1):
+        for what, mine, other in properties(index):
             if mine != other:
                 raise ValueError(
-                    f"Expert {number} ({expert.name!r}): {what} is {mine!r}, but expert 1 ({first.name!r}) has "
-                    f"{other!r}. Block-wise aggregation needs {_remedy(what)}."
+                    f"Expert {index + 1} ({expert.name!r}): {what} is {mine!r}, but expert 1 ({experts[0].name!r}) has "
+                    f"{other!r}. {remedy(what)}"
                 )
 
 

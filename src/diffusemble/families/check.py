@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from diffusemble.experts.expert import Expert, latent_space
+from diffusemble.experts.expert import Expert, latent_space, refuse_unlike
 from diffusemble.families.base import Family
 from diffusemble.latent.schedules import prediction_kind
 from diffusemble.parametrisation.paths import Flow, Path, Terms, VariancePreserving
@@ -30,16 +30,14 @@ def families_of(experts: Sequence[Expert]) -> tuple[Family, ...]:
                 f"load_experts([...])."
             )
     families = tuple(_family(expert) for expert in experts)
-    first = families[0]
-    for number, family in enumerate(families[1:], start=2):
-        for what, mine, other in _properties(family, first):
-            if mine != other:
-                raise ValueError(
-                    f"Expert {number} ({family.expert.name!r}): {what} is {mine!r}, but expert 1 "
-                    f"({first.expert.name!r}) has {other!r}. What experts predict can be combined if their latents "
-                    f"mean the same: use experts that share a VAE's latent space (SD 1.x, SD 2.x and PixArt-α; SDXL, "
-                    f"PixArt-Σ and AuraFlow; the SD 3 models; the FLUX models)."
-                )
+    refuse_unlike(
+        [family.expert for family in families],
+        lambda index: _properties(families[index], families[0]),
+        lambda what: (
+            "What experts predict can be combined if their latents mean the same: use experts that share a VAE's "
+            "latent space (SD 1.x, SD 2.x and PixArt-α; SDXL, PixArt-Σ and AuraFlow; the SD 3 models; the FLUX models)."
+        ),
+    )
     return families
 
 
