@@ -176,8 +176,8 @@ def remedy(header: Header, contents: Contents) -> str:
     kind = "" if edition.name is None else f" ({edition.name})"
     known = "" if edition.repository is None else f", such as {edition.repository}"
     return (
-        f"Give base= a diffusers folder or hub id of the file's own architecture{kind}{known}; it also supplies the "
-        f"parts that the file lacks. If that is what it was, copy or download the file again."
+        f"Give base= (--base) a diffusers folder or hub id of the file's own architecture{kind}{known}; it also "
+        f"supplies the parts that the file lacks."
     )
 
 

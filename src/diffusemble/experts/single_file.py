@@ -69,7 +69,8 @@ def _part(part: str, base: Base, checkpoint: Checkpoint, dtype: torch.dtype) -> 
         reason = f"it lacks the tensor {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise ValueError(
             f"{file}: its {part} cannot be read as {cls.__name__} with the configuration of {base.source}: {reason}. "
-            f"{remedy(checkpoint.header, checkpoint_contents(checkpoint.header))}"
+            f"{remedy(checkpoint.header, checkpoint_contents(checkpoint.header))} If this base is one, copy or "
+            f"download the file again."
         ) from error
     return model
 
