@@ -19,7 +19,7 @@ from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import build_scheduler
 from diffusemble.generation import generate
 from diffusemble.settings import load_config
-from stock import sdxl, small_pipeline
+from stock import small_pipeline, small_sdxl
 from tiny import tiny_refiner, tiny_scheduler
 from tiny_ensembles import different
 
@@ -28,7 +28,7 @@ from tiny_ensembles import different
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("stages")
     for seed in range(2):
-        sdxl(seed)[0].save_pretrained(home / f"base{seed}")
+        small_sdxl(seed).save_pretrained(home / f"base{seed}")
         tiny_refiner(seed).save_pretrained(home / f"refiner{seed}")
     return home
 
@@ -46,6 +46,16 @@ def config_of(home: Path, **refiner: Any) -> GenerateConfig:
     )
 
 
+def test_refiners_may_meet_at_the_output(home: Path) -> None:
+    """The mean of what they predict is the mean of the last block's features."""
+    last = {"name": "mean", "options": {"points": "last"}}
+    block, output = (
+        np.asarray(generate(config_of(home, **how)).pictures[0].image).astype(int)
+        for how in ({"aggregator": last}, {"level": "output"})
+    )
+    assert np.abs(block - output).max() <= 1
+
+
 def test_two_stages_from_the_command_line_are_those_by_hand(home: Path, tmp_path: Path) -> None:
     stages = [f"--{kind}={home / name}{seed}" for kind, name in STAGES for seed in range(2)]
     options = ["--negative=dull", "--seed=3", "--steps=3", "--guidance=4", "--refine-from=0.6", "--set=device=cpu"]
@@ -54,7 +64,7 @@ def test_two_stages_from_the_command_line_are_those_by_hand(home: Path, tmp_path
     (file,) = tmp_path.glob("*.png")
     ours = np.asarray(Image.open(file))
 
-    first = different([sdxl(seed)[0] for seed in range(2)]).pipeline()
+    first = different([small_sdxl(seed) for seed in range(2)]).pipeline()
     second = different([tiny_refiner(seed) for seed in range(2)]).pipeline()
     call = {"prompt": ["a fox"], "negative_prompt": ["dull"], "num_inference_steps": 3, "guidance_scale": 4.0}
     for pipeline in (first, second):
@@ -90,7 +100,7 @@ def test_every_step_is_told_once_and_both_stages_are_recorded(home: Path) -> Non
 
 
 def test_refiners_of_another_kind_are_refused() -> None:
-    base, first = sdxl(0)[0], small_pipeline(0)
+    base, first = small_sdxl(0), small_pipeline(0)
     with pytest.raises(ValueError, match=r"StableDiffusionPipeline always draws to the end\. Two stages are for SDXL"):
         refiner_pipeline(different([tiny_refiner(0)]), first)
     refiner = tiny_refiner(0)

@@ -77,8 +77,8 @@ def net_call(pipeline: Any, config: AdapterConfig, count: int) -> dict[str, Any]
     """
     if config.t2i_adapters:
         # Unlike those of ControlNets, these pipelines want the picture once for each that they draw.
-        hints = [[read_picture(one.image, "t2i_adapters.image")] * count for one in config.t2i_adapters]
-        return _several(image=hints, adapter_conditioning_scale=[one.weight for one in config.t2i_adapters])
+        each = [[read_picture(one.image, "t2i_adapters.image")] * count for one in config.t2i_adapters]
+        return _several(image=each, adapter_conditioning_scale=[one.weight for one in config.t2i_adapters])
     if not config.controlnets:
         return {}
     hints = [read_picture(one.image, "controlnets.image") for one in config.controlnets]
