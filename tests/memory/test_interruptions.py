@@ -43,7 +43,7 @@ def test_ctrl_c_while_placing_drawing_or_leaving_loses_nothing(storage: str) -> 
     expected = predict(ensemble, call)
     with Interrupted() as counted, Placement(ensemble, plan, "cpu"):
         predict(ensemble, call)
-    for at in range(3, counted.count, counted.count // 8):
+    for at in range(3, counted.count, counted.count // 6):
         placements: list[Placement] = []
         with pytest.raises(KeyboardInterrupt), Interrupted(at):
             draw(placements, ensemble, plan, call)

@@ -191,9 +191,10 @@ def test_experts_of_two_architectures_are_planned_and_placed() -> None:
     assert placed.residence.bytes == 0
 
 
-def test_eight_bits_at_output_level_are_refused(home: Path) -> None:
+def test_eight_bits_at_output_level_are_refused() -> None:
+    ensemble = OutputEnsembleDenoiser([as_expert(small_pipeline(0))])
     with pytest.raises(ValueError, match=r"memory\.storage: blocks can be kept as int8, but at output level experts"):
-        generate(config_of(home, "e0", "e1", level="output", memory=MemoryConfig(storage="int8")))
+        a_plan(ensemble, storage="int8")
 
 
 @pytest.fixture(scope="module")
