@@ -190,6 +190,6 @@ def test_without_base_and_network_the_message_says_what_to_give(
     file = save_ldm(small_pipeline(), tmp_path / "opal.safetensors")
     with pytest.raises(
         ValueError,
-        match=r"is an SD 1.x checkpoint; without base= its .* repository stable-diffusion-v1-5/.*Give base= .* lacks\.$",
+        match=r"is an SD 1.x checkpoint; without base= its .* stable-diffusion-v1-5/.*Give base= .* lacks\.$",
     ):
         load_experts(file)
