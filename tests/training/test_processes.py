@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,13 +25,16 @@ from diffusemble.training.rate import rate_at
 from diffusemble.training.train import train
 from training.small import same_log, small_config
 
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
-def start(config: TrainConfig, folder: Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+
+def start(config: TrainConfig, folder: Path, launcher: tuple[str, ...] = (), errors: Any = None) -> subprocess.Popen:
     file = folder / f"{config.output.name}.json"
     file.write_text(config.model_dump_json())
     paths = os.pathsep.join([str(Path(small.__file__).parent), str(Path(small.__file__).parents[1])])
     command = [sys.executable, *launcher, small.__file__, str(file)]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths})
+    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
+    return subprocess.Popen(command, env={**os.environ, **settings}, stderr=errors)
 
 
 @pytest.mark.slow
@@ -57,8 +61,7 @@ def test_two_processes_learn_what_one_learns(experts: tuple[Expert, ...], pictur
     terms = {"error": "min-snr", "entropy": 0.01, "pull": 0.01}  # balance is a matter of each part of a batch
     changes = {"warmup": 3, "schedule": "cosine", "objective": terms, "ema": 0.5, "keep": "best", "patience": 9}
     config = small_config(tmp_path / "pictures", tmp_path / "run", accumulate=2, **changes)
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
-    process = start(config, tmp_path, (*launcher, "--mixed_precision", "no", "--dynamo_backend", "no"))
+    process = start(config, tmp_path, LAUNCHER)
     whole = train(small_config(tmp_path / "pictures", tmp_path / "whole", **changes), experts)
     assert process.wait() == 0
     rates = [row["rate"] for row in read_log(tmp_path / "run") if "rate" in row]
@@ -71,3 +74,11 @@ def test_two_processes_learn_what_one_learns(experts: tuple[Expert, ...], pictur
     one, other = (load_file(folder / "aggregator.safetensors") for folder in (tmp_path / "run", whole))
     assert all(torch.allclose(one[name], other[name], atol=2e-3) for name in other)
     assert json.loads((tmp_path / "run" / "ensemble.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_memory_plan_is_for_one_process(pictures: Path, tmp_path: Path) -> None:
+    config = small_config(pictures, tmp_path / "run", memory={"resident": 0})
+    with (tmp_path / "errors").open("w") as errors:
+        assert start(config, tmp_path, LAUNCHER, errors).wait() != 0
+    assert "to one device, block by block, and there are 2 processes" in (tmp_path / "errors").read_text()

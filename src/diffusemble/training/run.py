@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,7 +136,8 @@ def _accelerator(config: RunConfig) -> Iterator[Accelerator]:
 
 def launch(work: Callable[[C], Path], config: type[C], arguments: Sequence[str]) -> None:
     """Do what a YAML file describes, with ``key=value`` on top, in one of several processes."""
-    level = logging.INFO if PartialState().is_main_process else logging.WARNING
+    # Not asked of accelerate: what its state is made of is for the run to say.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     if not arguments:
         raise SystemExit(f"Give a configuration: accelerate launch -m {work.__module__} config.yaml [key=value]...")
