@@ -10,12 +10,12 @@ import torch
 
 from diffusemble import record_attention
 from diffusemble.aggregators.storage import load_aggregator, save_aggregator
-from diffusemble.drawing import build_scheduler
 from diffusemble.ensembles.output_level import OutputEnsembleDenoiser, embed_level
 from diffusemble.experts.expert import Expert
 from diffusemble.families.check import terms_of
 from diffusemble.parametrisation.paths import Flow, Terms
 from diffusemble.registry import SCHEDULERS
+from diffusemble.samplers import build_scheduler
 from tests.families.parts import ATOL, FAMILIES, draw, expert, retrained, stable, together
 
 

@@ -19,8 +19,8 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from diffusemble import EnsembleDenoiser, guidance_interval, load_experts
 from diffusemble.adapters.install import adapted_pipeline, adapter_call
 from diffusemble.config.generate import GenerateConfig
-from diffusemble.drawing import build_scheduler
 from diffusemble.generation import build_ensemble, generate
+from diffusemble.samplers import build_scheduler
 from diffusemble.settings import load_config
 from stock import small_pipeline
 from tiny import randomised

@@ -8,8 +8,9 @@ import torch
 
 from diffusemble import EnsembleDenoiser, load_experts
 from diffusemble.config.generate import GenerateConfig
-from diffusemble.drawing import build_scheduler, choose_maps, draw, install
+from diffusemble.drawing import choose_maps, draw, install
 from diffusemble.registry import SCHEDULERS
+from diffusemble.samplers import build_scheduler
 from tiny import tiny_pipeline, tiny_scheduler
 
 

@@ -16,8 +16,8 @@ from diffusemble.adapters.two_stages import refiner_pipeline
 from diffusemble.app.cli import app
 from diffusemble.app.flags import refiner_of
 from diffusemble.config.generate import GenerateConfig
-from diffusemble.drawing import build_scheduler
 from diffusemble.generation import generate
+from diffusemble.samplers import build_scheduler
 from diffusemble.settings import load_config
 from stock import small_pipeline, small_sdxl
 from tiny import tiny_refiner, tiny_scheduler

@@ -14,7 +14,8 @@ from PIL import Image
 from diffusemble import guidance_interval
 from diffusemble.adapters.install import adapted_pipeline
 from diffusemble.config.generate import GenerateConfig
-from diffusemble.drawing import build_scheduler, draw
+from diffusemble.drawing import draw
+from diffusemble.samplers import build_scheduler
 from stock import small_pipeline
 from tiny import randomised
 from tiny_dit import tiny_sd3_pipeline

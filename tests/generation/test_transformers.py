@@ -14,8 +14,9 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from diffusemble import EnsembleDenoiser, build_aggregator, load_experts
 from diffusemble.config.generate import GenerateConfig
 from diffusemble.description import describe
-from diffusemble.drawing import build_scheduler, choose_maps, draw
+from diffusemble.drawing import choose_maps, draw
 from diffusemble.generation import generate
+from diffusemble.samplers import build_scheduler
 from laws import disturb
 from tiny import as_expert
 from tiny_dit import tiny_flow_scheduler, tiny_flux, tiny_flux_pipeline, tiny_sd3_pipeline

@@ -14,7 +14,6 @@ import torch
 import yaml
 from PIL import Image
 
-from diffusemble.drawing import build_scheduler
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import load_experts
 from diffusemble.merging.blockwise import slots
@@ -24,6 +23,7 @@ from diffusemble.merging.merged_expert import MergedExpert
 from diffusemble.merging.objective import DrawnScores
 from diffusemble.merging.search import search
 from diffusemble.merging.search_config import SearchConfig
+from diffusemble.samplers import build_scheduler
 from diffusemble.settings import load_config
 from tests.merging import scorers
 from tests.tiny import as_expert, tiny_pipeline, tiny_text_encoder, tiny_unet

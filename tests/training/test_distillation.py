@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from diffusemble.aggregators import load_aggregator
-from diffusemble.drawing import build_scheduler
 from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.experts.adapters import add_adapters
 from diffusemble.experts.load import load_experts
+from diffusemble.samplers import build_scheduler
 from diffusemble.training.config import DistillConfig, RunConfig
 from diffusemble.training.consistency import consistent, guided, huber_distance, jump_on_grid, solver_step
 from diffusemble.training.corpus import encode_corpus

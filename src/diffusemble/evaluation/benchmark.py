@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from diffusemble.drawing import build_scheduler
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.evaluation.config import BenchConfig, EvaluateConfig
 from diffusemble.evaluation.parquet import zoo_table
@@ -26,6 +25,7 @@ from diffusemble.evaluation.store import Store
 from diffusemble.evaluation.stored import SYSTEMS, read_scores
 from diffusemble.evaluation.systems import System
 from diffusemble.provenance import fingerprint, made_with
+from diffusemble.samplers import build_scheduler
 from diffusemble.settings import dump_config
 
 __all__ = ["Prepared", "ensemble_folder", "evaluate", "identity", "machine_notes", "prepare", "summarise"]

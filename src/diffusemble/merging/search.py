@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffusemble.drawing import build_scheduler, placement
+from diffusemble.drawing import placement
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import load_experts
 from diffusemble.merging.blockwise import block_ratios, complement, parse_weights, slots
@@ -20,6 +20,7 @@ from diffusemble.merging.objective import Objective, build_objective
 from diffusemble.merging.recipe import write_recipe
 from diffusemble.merging.search_config import SearchConfig
 from diffusemble.merging.trials import Trial, TrialLog, mean
+from diffusemble.samplers import build_scheduler
 
 LOG, RECIPE, PICTURE = "trials.jsonl", "recipe.yaml", "search.png"
 NOT_IDENTITY = {"out", "merged"}

@@ -11,12 +11,13 @@ import torch
 
 from diffusemble.config.generate import ExpertRecord
 from diffusemble.controls.pipelines import pipeline_with
-from diffusemble.drawing import build_scheduler, placement
+from diffusemble.drawing import placement
 from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import load_experts
 from diffusemble.experts.pipeline import build_pipeline
 from diffusemble.latent.member import Member
+from diffusemble.samplers import build_scheduler
 from diffusemble.scene.conditions import Stage, condition_of, relations_of
 from diffusemble.scene.config import SceneConfig
 from diffusemble.scene.control_files import image_encoder, load_control, record_of, shares_of

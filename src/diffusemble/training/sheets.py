@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diffusemble.drawing import build_scheduler, guidance_of
+from diffusemble.drawing import guidance_of
+from diffusemble.samplers import build_scheduler
 from diffusemble.training.config import SamplesConfig
 from diffusemble.training.files import replace_file
 

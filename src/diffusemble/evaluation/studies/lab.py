@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffusemble.drawing import build_scheduler, placement
+from diffusemble.drawing import placement
 from diffusemble.ensembles.assembly import open_ensemble
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.ensembles.block_level import EnsembleDenoiser
@@ -27,6 +27,7 @@ from diffusemble.evaluation.store import Arrays, Store
 from diffusemble.evaluation.studies.config import StudyConfig
 from diffusemble.evaluation.studies.digest import digest_of
 from diffusemble.evaluation.systems import System
+from diffusemble.samplers import build_scheduler
 
 Array = NDArray[Any]
 Tell = Callable[[float, str], None]

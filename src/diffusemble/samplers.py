@@ -1,0 +1,53 @@
+"""Diffusers' samplers by the names of a configuration, for the noise schedule of the experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+
+from diffusemble.registry import SCHEDULERS, lookup
+
+SCHEDULER_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "ddim": {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False},
+    "pndm": {"steps_offset": 1, "set_alpha_to_one": False, "skip_prk_steps": True},
+}
+"""What AFA and Stable Diffusion set; everything else is the experts' own schedule."""
+
+FLOW_SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "ddim": ("FlowMatchEulerDiscreteScheduler", {}),
+    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "lcm": ("FlowMatchLCMScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+}
+"""Classes and settings of the samplers for experts of a flow (FLUX, SD3), where DDIM's step is Euler's."""
+
+
+def build_scheduler(name: str, trained_with: Mapping[str, Any]) -> Any:
+    """Sampler ``name`` of ``registry.SCHEDULERS`` for the noise schedule that the experts were trained with.
+
+    Args:
+        name: ``"ddim"``, ``"euler"``, ...
+        trained_with: configuration of the experts' own scheduler; that of a flow stays one, with its shift.
+
+    Raises:
+        ValueError: unknown name, or a sampler that does not follow flows.
+    """
+    cls = lookup(SCHEDULERS, name, "scheduler")
+    if "invert_sigmas" in trained_with or trained_with.get("use_flow_sigmas"):
+        return _flow_sampler(name, trained_with)
+    return cls.from_config(trained_with, **SCHEDULER_SETTINGS.get(name, {}))
+
+
+def _flow_sampler(name: str, trained_with: Mapping[str, Any]) -> Any:
+    if name not in FLOW_SAMPLERS:
+        raise ValueError(
+            f"The sampler {name!r} is for experts that predict noise, but these follow a flow (FLUX, SD3). Choose one "
+            f"of: {', '.join(FLOW_SAMPLERS)}."
+        )
+    title, settings = FLOW_SAMPLERS[name]
+    given = dict(trained_with)
+    if "use_flow_sigmas" in settings:
+        settings = {**settings, "flow_shift": given.pop("shift", given.get("flow_shift", 1.0))}
+    return getattr(diffusers, title).from_config(given, **settings)
