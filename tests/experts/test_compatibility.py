@@ -89,6 +89,7 @@ SURROUNDINGS: list[tuple[str, Callable[[], Any], str, Any, Any, str]] = [
     ("vae", partial(tiny_vae, latent_channels=8), "latent_channels", 8, 4, LATENTS),
     ("vae", partial(tiny_vae, scaling_factor=0.5), "scaling_factor", 0.5, 0.18215, LATENTS),
     ("vae", partial(tiny_vae, shift_factor=0.1), "shift_factor", 0.1, None, LATENTS),
+    ("vae", partial(tiny_vae, latents_mean=(0.5,) * 4), "latents_mean", [0.5] * 4, None, LATENTS),
     (
         "vae",
         partial(

@@ -61,6 +61,14 @@ def test_another_process_draws_the_same_bits_and_says_nothing_else(
         assert one.tobytes() == other.tobytes()
 
 
+def test_the_memory_plan_is_told_before_it_is_kept(folders: tuple[str, ...], tmp_path: Path) -> None:
+    done = run("generate", "a", "-e", folders[0], "--memory-budget", "1GB", "--steps", 1, "--out", tmp_path)
+    first, *_, last = done.output.splitlines()
+    assert first.startswith("memory plan: 1 of 1 denoisers stay on the device; ")
+    assert last.startswith("memory    at most ")
+    assert last.endswith("; the budget was 1.00 GB")
+
+
 def test_flags_become_settings(folders: tuple[str, ...], tmp_path: Path) -> None:
     done = run(
         *(

@@ -132,6 +132,7 @@ def test_a_budget_counts_the_films_of_qwen_image() -> None:
     ensemble = EnsembleDenoiser([as_expert(tiny_qwen_pipeline(seed), f"expert {seed}") for seed in range(2)])
     small, large = (choose_plan(ensemble, "1GB", Drawing(side, side, batch=2)) for side in (16, 32))
     assert small.vae == "whole"
+    assert small.encode.working > 0  # the width of an encoder that also sees stands in its text's configuration
     assert large.decode.working > 3 * small.decode.working
 
 

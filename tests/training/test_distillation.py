@@ -138,6 +138,16 @@ def test_every_family_is_distilled(pictures: Path, tmp_path: Path, family: str) 
     assert np.isfinite(drawn).all()
 
 
+@pytest.mark.parametrize("family", ["sd1", "flux", "sd3"])
+def test_adapters_are_inside_the_blocks(family: str) -> None:
+    denoiser = experts_of(family)[0].denoiser
+    add_adapters([denoiser], rank=2)
+    names = [name for name, module in denoiser.named_modules() if hasattr(module, "lora_A")]
+    inside = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks")
+    assert names
+    assert {name.split(".")[0] for name in names} <= set(inside)
+
+
 def test_without_an_average_the_student_is_its_own_target(pictures: Path) -> None:
     run = distiller(pictures, ema=0.0)
     assert run.average is None

@@ -122,7 +122,7 @@ def generate(
         pictures = draw(run, tell)
     _show(pictures.save())
     if pictures.memory is not None:
-        out().print(f"plan      {pictures.memory.plan}\nmemory    {pictures.memory}", markup=False)
+        out().print(f"memory    {pictures.memory}", markup=False)
 
 
 @app.command()

@@ -131,25 +131,27 @@ def _lines(console: Console) -> Callable[[float, str], None]:
 
 class _Speaker(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        label = record.levelname.lower()
         style = "yellow" if record.levelno >= logging.WARNING else "dim"
-        err().print(Text(f"{label}: ", style=f"bold {style}"), Text(record.getMessage(), style=style), sep="")
+        label = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        err().print(Text(label, style=f"bold {style}"), Text(record.getMessage(), style=style), sep="")
 
 
 @contextmanager
 def _spoken(level: int) -> Iterator[None]:
-    """Print what the library logs while the block runs."""
-    log, speaker = logging.getLogger("diffusemble"), _Speaker()
-    before = log.level, log.propagate
+    """Print what the library logs while the block runs, and memory plans before they are kept."""
+    log, plans, speaker = logging.getLogger("diffusemble"), logging.getLogger("diffusemble.memory"), _Speaker()
+    before = log.level, plans.level, log.propagate
     log.addHandler(speaker)
     log.setLevel(level)
+    plans.setLevel(min(level, logging.INFO))
     log.propagate = False
     try:
         yield
     finally:
         log.removeHandler(speaker)
         log.setLevel(before[0])
-        log.propagate = before[1]
+        plans.setLevel(before[1])
+        log.propagate = before[2]
 
 
 def training_line(now: Training) -> tuple[float, str]:

@@ -39,7 +39,9 @@ def add_adapters(denoisers: Iterable[Any], rank: int) -> None:
                 "The experts of this ensemble have been distilled with LoRA already. Distil the ensemble that this one "
                 "was made from, or set lora to 0."
             )
-        settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS))
+        # As a text, what is left out is a whole name: the last layer of FLUX and SD3, not those of blocks.
+        closing = "proj_out" if hasattr(denoiser, "proj_out") else None
+        settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS), exclude_modules=closing)
         denoiser.add_adapter(settings, adapter_name=NAME)
 
 

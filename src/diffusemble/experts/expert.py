@@ -21,7 +21,7 @@ _SCHEDULE = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
-_LATENTS = ("latent_channels", "scaling_factor", "shift_factor")
+_LATENTS = ("latent_channels", "scaling_factor", "shift_factor", "latents_mean", "latents_std")
 _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
@@ -137,7 +137,7 @@ def _schedule(scheduler: Any) -> dict[str, Any]:
 
 def latent_space(vae: Any) -> dict[str, Any]:
     """What a VAE's latents mean: two VAEs with equal entries can decode each other's."""
-    return {"downsampling factor": downsampling(vae)} | {key: _config(vae).get(key) for key in _LATENTS}
+    return {"downsampling factor": downsampling(vae)} | {key: _plain(_config(vae).get(key)) for key in _LATENTS}
 
 
 def downsampling(vae: Any) -> int | None:

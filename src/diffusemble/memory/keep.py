@@ -197,12 +197,14 @@ def _limited(device: torch.device, budget: int | None) -> Iterator[None]:
     index = torch.cuda.current_device() if device.index is None else device.index
     torch.cuda.reset_peak_memory_stats(index)
     total = torch.cuda.get_device_properties(index).total_memory
+    read = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # since torch 2.8
+    before = 1.0 if read is None else read(index)
     if budget is not None:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total), index)
+        torch.cuda.set_per_process_memory_fraction(min(before, budget / total), index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, index)
+        torch.cuda.set_per_process_memory_fraction(before, index)
 
 
 def latents_of(ensemble: Ensemble, drawing: Drawing) -> tuple[int, int]:

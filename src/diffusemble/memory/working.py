@@ -62,6 +62,7 @@ def _encoding(encoders: Iterable[nn.Module], batch: int) -> int:
     sizes = [0]
     for encoder in encoders:
         config: Any = getattr(encoder, "config", None)
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config  # Qwen2.5-VL also sees
         width, tokens = getattr(config, "hidden_size", 0), getattr(config, "max_position_embeddings", LONG_PROMPT)
         sizes.append(PER_TOKEN * batch * tokens * width * next(encoder.parameters()).element_size())
     return max(sizes)
