@@ -16,6 +16,7 @@ from diffusemble.app.flags import (
     Base,
     Config,
     Ensemble,
+    Experts,
     Level,
     Lora,
     RefineFrom,
@@ -46,10 +47,6 @@ zoo_app = typer.Typer(help="The small experts that ship with the package.", invo
 app.add_typer(zoo_app, name="zoo")
 
 Drawn = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file, or a picture that was saved before.")]
-Experts = Annotated[
-    list[str] | None,
-    typer.Option("--experts", "-e", help="Folder, hub id, .safetensors file, zoo:NAME or zoo:GROUP (+LORA:0.7)."),
-]
 
 
 def _version(wanted: bool) -> None:

@@ -11,6 +11,10 @@ import typer
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file.")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys on top of the file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any key of the configuration, as key=value.")]
+Experts = Annotated[
+    list[str] | None,
+    typer.Option("--experts", "-e", help="Folder, hub id, .safetensors file, zoo:NAME or zoo:GROUP (+LORA:0.7)."),
+]
 Ensemble = Annotated[str | None, typer.Option(help="Folder of a saved or trained ensemble.")]
 Aggregator = Annotated[str | None, typer.Option("--aggregator", "-a", help="How to combine experts, such as mean.")]
 Base = Annotated[
