@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusemble.training.checkpoint import load_checkpoint, save_checkpoint
+from diffusemble.training.checkpoint import load_checkpoint, refuse_another_run, save_checkpoint
 from diffusemble.training.files import StorageError, replace_file
 
 IDENTITY: dict[str, Any] = {"rate": 0.1, "data": {"path": "here"}}
@@ -35,6 +35,14 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path, now: dict[str, Any], me
     save_checkpoint(tmp_path, {"identity": IDENTITY})
     with pytest.raises(ValueError, match=message):
         load_checkpoint(tmp_path, now)
+
+
+def test_what_is_not_known_yet_is_not_compared(tmp_path: Path) -> None:
+    refuse_another_run(tmp_path, {"rate": 0.2})
+    save_checkpoint(tmp_path, {"identity": IDENTITY})
+    refuse_another_run(tmp_path, {"rate": 0.1})
+    with pytest.raises(ValueError, match=r"was started with another rate: 0.1, now 0.2"):
+        refuse_another_run(tmp_path, {"rate": 0.2})
 
 
 @pytest.mark.parametrize("damage", [b"", b"rubbish", None])

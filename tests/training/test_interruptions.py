@@ -97,6 +97,18 @@ def test_another_configuration_does_not_go_on(experts: tuple[Expert, ...], pictu
         train(small_config(pictures, whole), experts[::-1])
 
 
+def test_another_run_is_refused_before_anything_is_encoded(
+    experts: tuple[Expert, ...], pictures: Path, whole: Path, tmp_path: Path
+) -> None:
+    told: list[Progress] = []
+    aggregator = {"name": "sabw", "options": {"preset": "tiny", "points": "all"}}
+    other = small_config(pictures, whole, aggregator=aggregator, cache=tmp_path)
+    with pytest.raises(ValueError, match=r"was started with another aggregator: .*'levels'.*'all'"):
+        train(other, experts, told.append)
+    assert not told
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_broken_loss_keeps_the_last_good_checkpoint(
     experts: tuple[Expert, ...], pictures: Path, tmp_path: Path, whole: Path
 ) -> None:

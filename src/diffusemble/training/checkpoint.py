@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +38,21 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         ValueError: the file is damaged, or belongs to a run with other settings than ``identity``.
     """
-    file = folder / FILE
-    if not file.is_file():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the bytes happen to mean to the unpickler
-        raise ValueError(f"{file} is damaged ({_short(error)}). Remove it to start this run again.") from error
-    for key in sorted(identity.keys() | state["identity"].keys()):
-        now, then = identity.get(key), state["identity"].get(key)
-        if now != then:
-            raise ValueError(
-                f"{folder} holds a run that was started with another {key}: {_short(then)}, now {_short(now)}. Give "
-                f"the old value to go on with it, or another output folder to start a new run."
-            )
+    state = _read(folder / FILE)
+    if state is not None:
+        _refuse_another(folder, identity, state["identity"], identity.keys() | state["identity"].keys())
     return state
+
+
+def refuse_another_run(folder: Path, known: Mapping[str, Any]) -> None:
+    """Make sure that a run in ``folder`` is this one, as far as the part of its identity goes that is ``known``.
+
+    Raises:
+        ValueError: see ``load_checkpoint``.
+    """
+    state = _read(folder / FILE)
+    if state is not None:
+        _refuse_another(folder, known, state["identity"], known.keys())
 
 
 def export(ensemble: Ensemble, folder: Path) -> None:
@@ -83,6 +83,26 @@ def restore(ensemble: Ensemble, folder: Path) -> None:
     ensemble.aggregator.load_state_dict(load_aggregator(folder / WEIGHTS_FILE).state_dict())
     for denoiser, file in adapter_files(ensemble.denoisers, folder):
         refill_adapter(denoiser, file)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes happen to mean to the unpickler
+        raise ValueError(f"{file} is damaged ({_short(error)}). Remove it to start this run again.") from error
+    return state
+
+
+def _refuse_another(folder: Path, now: Mapping[str, Any], then: Mapping[str, Any], keys: Iterable[str]) -> None:
+    for key in sorted(keys):
+        if now.get(key) != then.get(key):
+            raise ValueError(
+                f"{folder} holds a run that was started with another {key}: {_short(then.get(key))}, now "
+                f"{_short(now.get(key))}. Give the old value to go on with it, or another output folder to start a "
+                f"new run."
+            )
 
 
 def _short(value: Any) -> str:

@@ -19,6 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.settings import load_config
+from diffusemble.training.checkpoint import refuse_another_run
 from diffusemble.training.config import DataConfig, RunConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
 from diffusemble.training.learner import Learner
@@ -79,6 +80,8 @@ def run(config: RunConfig, lesson: Lesson, progress: Callback | None = None) -> 
     tell = progress or (lambda _: None)
     with torch.random.fork_rng(devices=[]), _accelerator(config) as accelerator:
         ensemble = lesson.build()
+        identity = {**identity_of(config, ensemble.experts), **lesson.identity}
+        refuse_another_run(config.output, identity)  # before hours of encoding
         with accelerator.main_process_first():
             # Before the experts come to the device: a small one has no room for both.
             corpus, held_out = _encode(config, ensemble, accelerator.device, tell)
@@ -86,7 +89,7 @@ def run(config: RunConfig, lesson: Lesson, progress: Callback | None = None) -> 
             tokens = corpus.feed.image_tokens(*corpus.shape[1:])
             diffusion = diffusion_of(ensemble.experts, accelerator.device, tokens)
             learner = Learner(config, ensemble, accelerator, corpus, diffusion, lesson.teach)
-            identity = {**identity_of(config, ensemble.experts, corpus), **lesson.identity}
+            identity["number of pictures"] = len(corpus)
             _take_steps(learner, Watch(learner, held_out, identity, lesson.measured or learner.objective), tell)
     return config.output
 

@@ -30,14 +30,13 @@ _FREE = {"experts", "ensemble", "output", "cache", "samples", "log_every", "save
 _FREE |= {"accumulate", "gradient_checkpointing", "memory"}
 
 
-def identity_of(config: RunConfig, experts: Sequence[Expert], corpus: Corpus) -> dict[str, Any]:
-    """What makes this run this run: going on with anything else would silently train something else."""
+def identity_of(config: RunConfig, experts: Sequence[Expert]) -> dict[str, Any]:
+    """What makes this run this run, but for its pictures: with anything else, it would silently train on as another."""
     rounded = {} if config.memory is None or config.memory.storage == "same" else {"storage": config.memory.storage}
     return {
         **config.model_dump(mode="json", exclude=_FREE),
         **rounded,
         "set of experts": [{"name": expert.name, "files": dict(expert.files)} for expert in experts],
-        "number of pictures": len(corpus),
     }
 
 
