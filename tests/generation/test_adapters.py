@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,13 @@ def prompt_of(home: Path, **changed: Any) -> dict[str, Any]:
     return {"image_prompts": {"weights": str(home / "ip.safetensors"), "image": str(home / "like.png"), **changed}}
 
 
+def _alone(home: Path) -> Path:
+    """The IP-Adapter without an encoder beside it."""
+    file = home / "alone" / "ip.safetensors"
+    file.parent.mkdir()
+    return Path(shutil.copy(home / "ip.safetensors", file))
+
+
 WRONG: dict[str, tuple[Wrong, str]] = {
     "no controlnet": (
         lambda home: net_of(home, model=str(home / "rock" / "vae")),
@@ -217,6 +225,14 @@ WRONG: dict[str, tuple[Wrong, str]] = {
     "missing encoder": (
         lambda home: prompt_of(home, encoder=str(home / "none")),
         r"holds no image encoder .* Set image_prompts\.encoder",
+    ),
+    "no adapter and no encoder": (
+        lambda home: prompt_of(home, weights=str(home / "ink.safetensors"), encoder=str(home / "none")),
+        r"ink\.safetensors is no IP-Adapter",
+    ),
+    "no encoder beside the weights": (
+        lambda home: prompt_of(home, weights=str(_alone(home))),
+        r"there is no folder .*alone/image_encoder, where .* is looked for\. Set image_prompts\.encoder",
     ),
     "missing mask": (lambda home: prompt_of(home, mask="none.png"), r"image_prompts\.mask: there is no file none\.png"),
     "rescaled with a controlnet": (

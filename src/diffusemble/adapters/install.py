@@ -20,9 +20,13 @@ from diffusemble.controls.storage import read_control
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
 
+_ENCODER = (
+    "Set image_prompts.encoder to the folder or hub id of the CLIP vision model that the adapter was trained with."
+)
+
 
 def adapter_parts(ensemble: Ensemble, config: AdapterConfig) -> dict[str, Any]:
-    """ControlNets, T2I-adapters and image encoder, which pipelines around the same experts can share.
+    """ControlNets, T2I-adapters, image prompts and their encoder, which pipelines around the same experts can share.
 
     Raises:
         ValueError: a file is missing or something else than it should be, or the experts' family has no such adapter.
@@ -31,6 +35,7 @@ def adapter_parts(ensemble: Ensemble, config: AdapterConfig) -> dict[str, Any]:
     parts = net_parts(ensemble, config)
     if config.image_prompts:
         _needs_unet(ensemble, "image_prompts")
+        parts["image_prompts"] = [_image_prompt(one) for one in config.image_prompts]
         parts.update(_image_encoder(config.image_prompts[0], ensemble))
     return parts
 
@@ -44,13 +49,13 @@ def adapted_pipeline(ensemble: Ensemble, config: AdapterConfig, parts: Mapping[s
         parts: what ``adapter_parts`` loaded, if it has been done.
 
     Raises:
-        ValueError: see ``adapter_parts``; or an IP-Adapter's file cannot be read.
+        ValueError: see ``adapter_parts``.
     """
     parts = dict(adapter_parts(ensemble, config) if parts is None else parts)
+    weights = parts.pop("image_prompts", [])
     cls, changed = net_pipeline(ensemble, config)
     pipeline = ensemble.pipeline(cls, **parts, **changed)
-    if config.image_prompts:
-        weights = [_image_prompt(one) for one in config.image_prompts]
+    if weights:
         names = ["given"] * len(weights)
         pipeline.load_ip_adapter(weights, subfolder=None, weight_name=names, image_encoder_folder=None)
         pipeline.set_ip_adapter_scale([one.weight for one in config.image_prompts])
@@ -111,13 +116,18 @@ def _needs_unet(ensemble: Ensemble, key: str) -> None:
 def _image_encoder(one: ImagePromptConfig, ensemble: Ensemble) -> dict[str, Any]:
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
-    where = one.encoder or str(Path(one.weights).parent / "image_encoder")
+    beside = Path(one.weights).parent / "image_encoder"
+    if one.encoder is None and not beside.is_dir():  # the hub would be asked for it
+        raise ValueError(
+            f"image_prompts: there is no folder {beside}, where the image encoder of {one.weights} is looked for. "
+            f"{_ENCODER}"
+        )
+    where = one.encoder or str(beside)
     try:
         encoder = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True, dtype=ensemble.dtype)
     except Exception as error:  # a folder of another kind fails in many ways
         raise ValueError(
-            f"image_prompts: {where} holds no image encoder that can be opened ({first_line(error)}). Set "
-            f"image_prompts.encoder to the folder or hub id of the CLIP vision model that the adapter was trained with."
+            f"image_prompts: {where} holds no image encoder that can be opened ({first_line(error)}). {_ENCODER}"
         ) from error
     side = encoder.config.image_size
     processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
