@@ -61,7 +61,7 @@ def refusal(experts: Sequence[Expert | nn.Module]) -> str:
         ),
         (lambda: tiny_unet(cross_attention_dim=64), "denoiser cross_attention_dim", "64", "32"),
         (lambda: tiny_unet(layers_per_block=1), "denoiser layers_per_block", "1", "2"),
-        (tiny_sdxl_unet, "denoiser down_block_types", "['DownBlock2D',", "['CrossAttnDownBlock2D',"),
+        (tiny_sdxl_unet, "family", "'SDXL'", "'SD 1.x'"),
     ],
 )
 def test_another_denoiser_is_refused(

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from diffusemble.experts.formats.families import family_of_config
+
 # Entries of a denoiser's configuration that may differ between experts of one ensemble.
 FREE_CONFIG = {"sample_size", "upcast_attention", "use_linear_projection", "attention_type"}
 _SCHEDULE = (
@@ -115,15 +117,25 @@ def refuse_unlike(
 
 def _properties(expert: Expert, first: Expert) -> Iterator[tuple[str, Any, Any]]:
     yield "denoiser class", type(expert.denoiser).__name__, type(first.denoiser).__name__
-    mine, other = _config(expert.denoiser), _config(first.denoiser)
-    # Files in the wild carry entries of training scripts; only the constructor's own describe the architecture.
-    for key in inspect.signature(type(first.denoiser)).parameters:
-        if key not in FREE_CONFIG:
-            yield f"denoiser {key}", _plain(mine.get(key)), _plain(other.get(key))
+    mine, other = _architecture(expert.denoiser), _architecture(first.denoiser)
+    if mine != other:  # which the families tell better, where they differ too
+        yield "family", _family(expert), _family(first)
+    yield from ((f"denoiser {key}", mine[key], other.get(key)) for key in mine)
     for part, describe in (("scheduler", _schedule), ("vae", latent_space), *((part, _tokens) for part in _TOKENIZERS)):
         if part in expert.components and part in first.components:
             a, b = describe(expert.components[part]), describe(first.components[part])
             yield from ((f"{part} {key}", a[key], b[key]) for key in a)
+
+
+def _architecture(denoiser: nn.Module) -> dict[str, Any]:
+    # Files in the wild carry entries of training scripts; only the constructor's own describe the architecture.
+    keys = [key for key in inspect.signature(type(denoiser)).parameters if key not in FREE_CONFIG]
+    return {key: _plain(_config(denoiser).get(key)) for key in keys}
+
+
+def _family(expert: Expert) -> str | None:
+    aesthetics = bool(expert.components.get("requires_aesthetics_score"))
+    return family_of_config(type(expert.denoiser).__name__, _config(expert.denoiser), aesthetics)
 
 
 def _schedule(scheduler: Any) -> dict[str, Any]:
