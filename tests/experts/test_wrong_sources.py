@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusemble import load_experts
+from diffusemble.experts.folder import first_sentence
 from diffusemble.experts.inspection.folders import inspect
 from experts.small import small_pipeline
 from ldm import save_ldm
@@ -44,6 +45,13 @@ def test_a_wrong_source_is_named(given: str, message: str) -> None:
 def test_no_source_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one source; got none"):
         load_experts([])
+
+
+def test_what_the_hub_says_is_cut_outside_parentheses() -> None:
+    said = "Cannot load model models/mising: it is not cached (No snapshot here. To enable downloads, go online)."
+    assert first_sentence(OSError(said)) == "Cannot load model models/mising: it is not cached"
+    assert first_sentence(OSError("No file (in a cache). Go online.")) == "No file (in a cache)"
+    assert first_sentence(OSError("(a. b)")) == "OSError"
 
 
 def test_a_pickle_is_refused_although_it_exists(tmp_path: Path) -> None:

@@ -175,9 +175,10 @@ def quiet() -> Iterator[None]:
 
 def first_sentence(error: Exception) -> str:
     """The start of a message of diffusers; what follows advises on diffusers' own options."""
-    return (
-        str(error).strip().split(". ")[0].splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
-    )
+    text = next(iter(str(error).strip().split(". ")[0].splitlines()), "")
+    while text.count("(") > text.count(")"):  # it goes on in the sentences that are left out
+        text = text[: text.rindex("(")].rstrip()
+    return text.rstrip(".:") or type(error).__name__
 
 
 def _not_on_hub(source: Source, error: Exception) -> str:
