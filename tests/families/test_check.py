@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,8 @@ from diffusemble.parametrisation.paths import Flow, Terms, VariancePreserving
 from stock import small_pipeline, small_unet
 from tests.families.parts import stable, wider
 from tiny import as_expert, tiny_scheduler, tiny_vae
-from tiny_dit import tiny_flow_scheduler, tiny_sd3_pipeline
+from tiny_dit import tiny_chroma, tiny_flow_scheduler, tiny_sd3_pipeline
+from tiny_qwen import tiny_qwen
 
 
 def changed(expert: Expert, **parts: Any) -> Expert:
@@ -74,6 +76,13 @@ def test_unknown_denoisers_are_refused() -> None:
         ValueError, match=r"Unknown denoiser class for ensembles at output level 'Other'. Choose one of"
     ):
         families_of([replace(stable(), denoiser=Other())])
+
+
+@pytest.mark.parametrize(("build", "family"), [(tiny_chroma, "Chroma1"), (tiny_qwen, "Qwen-Image")])
+def test_denoisers_that_can_only_meet_inside_are_sent_there(build: Callable[[], nn.Module], family: str) -> None:
+    message = rf"'sd1' is a \w+ \({family}\), which cannot be combined at output level yet.*level: block"
+    with pytest.raises(ValueError, match=message):
+        OutputEnsembleDenoiser([wider(), replace(stable(), denoiser=build())])
 
 
 def test_terms_are_read_from_the_scheduler() -> None:

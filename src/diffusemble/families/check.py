@@ -9,7 +9,7 @@ from diffusemble.experts.expert import Expert, latent_space, refuse_unlike
 from diffusemble.families.base import Family
 from diffusemble.latent.schedules import prediction_kind
 from diffusemble.parametrisation.paths import Flow, Path, Terms, VariancePreserving
-from diffusemble.registry import FAMILIES, lookup
+from diffusemble.registry import BLOCKS, FAMILIES, lookup
 
 _PARTS = ("vae", "scheduler")
 
@@ -67,6 +67,12 @@ def _path(scheduler: Any) -> Path:
 def _family(expert: Expert) -> Family:
     known = [cls.__name__ for cls in type(expert.denoiser).__mro__ if cls.__name__ in FAMILIES]
     name = known[0] if known else type(expert.denoiser).__name__
+    if name in BLOCKS and name not in FAMILIES:
+        raise ValueError(
+            f"{expert.name!r} is a {name} ({BLOCKS[name].title}), which cannot be combined at output level yet. "
+            f"Combine it with others of its architecture block by block (level: block, EnsembleDenoiser), or leave it "
+            f"out."
+        )
     family: Family = lookup(FAMILIES, name, "denoiser class for ensembles at output level")(expert)
     return family
 
