@@ -45,6 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {f"{kind}.{key}": value for kind in weights for key, value in weights[kind].items()}, home / "ip.safetensors"
     )
     _image_encoder().save_pretrained(home / "image_encoder")
+    shutil.copy(home / "ip.safetensors", home / "edges")
     torch.manual_seed(3)
     whole.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "ff.net.2"], init_lora_weights=False))
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(whole.unet))
@@ -202,13 +203,6 @@ def prompt_of(home: Path, **changed: Any) -> dict[str, Any]:
     return {"image_prompts": {"weights": str(home / "ip.safetensors"), "image": str(home / "like.png"), **changed}}
 
 
-def _alone(home: Path) -> Path:
-    """The IP-Adapter without an encoder beside it."""
-    file = home / "alone" / "ip.safetensors"
-    file.parent.mkdir()
-    return Path(shutil.copy(home / "ip.safetensors", file))
-
-
 WRONG: dict[str, tuple[Wrong, str]] = {
     "no controlnet": (
         lambda home: net_of(home, model=str(home / "rock" / "vae")),
@@ -218,7 +212,7 @@ WRONG: dict[str, tuple[Wrong, str]] = {
     "missing picture": (lambda home: net_of(home, image="none.png"), r"controlnets\.image: there is no file none\.png"),
     "no picture": (lambda home: net_of(home, image=str(home / "ip.safetensors")), "image: this is no picture: "),
     "no adapter": (
-        lambda home: prompt_of(home, weights=str(home / "ink.safetensors")),
+        lambda home: prompt_of(home, weights=str(home / "ink.safetensors"), encoder=str(home / "none")),
         r"ink\.safetensors is no IP-Adapter: .* ip-adapter_sd15\.safetensors",
     ),
     "no encoder": (lambda home: prompt_of(home, encoder=str(home / "edges")), "edges holds no image encoder"),
@@ -226,13 +220,9 @@ WRONG: dict[str, tuple[Wrong, str]] = {
         lambda home: prompt_of(home, encoder=str(home / "none")),
         r"holds no image encoder .* Set image_prompts\.encoder",
     ),
-    "no adapter and no encoder": (
-        lambda home: prompt_of(home, weights=str(home / "ink.safetensors"), encoder=str(home / "none")),
-        r"ink\.safetensors is no IP-Adapter",
-    ),
     "no encoder beside the weights": (
-        lambda home: prompt_of(home, weights=str(_alone(home))),
-        r"there is no folder .*alone/image_encoder, where .* is looked for\. Set image_prompts\.encoder",
+        lambda home: prompt_of(home, weights=str(home / "edges" / "ip.safetensors")),
+        r"there is no folder .*edges/image_encoder, where .* is looked for\. Set image_prompts\.encoder",
     ),
     "missing mask": (lambda home: prompt_of(home, mask="none.png"), r"image_prompts\.mask: there is no file none\.png"),
     "rescaled with a controlnet": (
