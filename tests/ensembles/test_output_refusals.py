@@ -22,6 +22,14 @@ def test_routers_and_foreign_aggregators_are_refused() -> None:
         together(experts, points=(1,))
 
 
+@pytest.mark.parametrize("points", ["levels", "prediction", "last"])
+def test_the_one_point_may_be_named(points: str) -> None:
+    experts = [expert("SD 1"), expert("SD 2")]
+    assert build_output_aggregator("sabw", experts, preset="tiny", points=points).points == {0}
+    with pytest.raises(ValueError, match=r"no point 'mid'. Their points in running order: prediction; or"):
+        build_output_aggregator("sabw", experts, preset="tiny", points="mid")
+
+
 def test_what_only_one_architecture_understands_is_refused_by_name() -> None:
     ensemble = together([expert("SD 1"), expert("SD 2")])
     packed = ensemble.pipeline().encode_prompt(["an owl"], "cpu", 1, False)[0]

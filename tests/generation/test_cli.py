@@ -151,7 +151,11 @@ def test_defects_of_ours_are_not_hidden() -> None:
 @pytest.mark.slow
 def test_interrupting_is_graceful(folders: tuple[str, ...], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "diffusemble", "generate", "x", "-e", folders[0], "--steps", "999", "-o", "out"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as drawing:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    drawing = subprocess.Popen(command, cwd=tmp_path, **pipes)
+    signal.signal(signal.SIGINT, before)
+    with drawing:
         while not _imported(drawing.pid):
             time.sleep(0.1)
         os.kill(drawing.pid, signal.SIGINT)

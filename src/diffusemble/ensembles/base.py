@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +15,11 @@ from torch import nn
 from diffusemble.aggregators.base import Combiner, Sizes
 from diffusemble.aggregators.storage import create
 from diffusemble.blocks.base import Blocks
+from diffusemble.blocks.points import point_indices
 from diffusemble.ensembles.switches import Switches
 from diffusemble.experts.expert import Expert, as_experts
 from diffusemble.experts.reference import load_ensemble, save_ensemble
+from diffusemble.registry import AGGREGATORS, lookup
 
 E = TypeVar("E", bound="Ensemble")
 
@@ -130,3 +132,12 @@ class Ensemble(Switches):
                 f"for exactly these experts (build_aggregator, or build_output_aggregator where they meet at the "
                 f"output), or train one (`diffusemble train`)."
             )
+
+
+def build(name: str, sizes: Sizes, points: Sequence[str], options: Mapping[str, Any]) -> Combiner:
+    """Aggregator or router ``name`` of these sizes, whose option ``points`` may also name some of ``points``."""
+    given = dict(options)
+    if "points" in given:
+        anchor = lookup(AGGREGATORS, name, "aggregator").anchor
+        given["points"] = point_indices(given["points"], points, anchor)
+    return create(name, sizes, given)

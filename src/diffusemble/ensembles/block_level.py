@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from diffusemble.aggregators.base import Combiner, Context, Sizes, weighted_tokens
 from diffusemble.aggregators.router import Router
-from diffusemble.aggregators.storage import create
 from diffusemble.blocks.base import Blocks, Call, Feature, Flow, Inputs, finish
 from diffusemble.blocks.caches import refuse_block_caches
 from diffusemble.blocks.packing import PartwiseText, WideText
-from diffusemble.blocks.points import point_indices
 from diffusemble.blocks.turns import take_turns
-from diffusemble.ensembles.base import Ensemble
+from diffusemble.ensembles.base import Ensemble, build
 from diffusemble.experts.expert import check_block_level
 from diffusemble.experts.pipeline import build_pipeline
-from diffusemble.registry import AGGREGATORS, BLOCKS, lookup
+from diffusemble.registry import BLOCKS, lookup
 
 
 class EnsembleDenoiser(Ensemble):
@@ -174,10 +172,7 @@ def build_aggregator(name: str, denoisers: Sequence[nn.Module], **options: Any) 
         ValueError: unknown name, option, preset or point.
     """
     blocks = blocks_of(denoisers[0])
-    if "points" in options:
-        anchor = lookup(AGGREGATORS, name, "aggregator").anchor
-        options = {**options, "points": point_indices(options["points"], blocks.names, anchor)}
-    return create(name, replace(blocks.sizes, experts=len(denoisers)), options)
+    return build(name, replace(blocks.sizes, experts=len(denoisers)), blocks.names, options)
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -11,9 +11,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
 from diffusemble.aggregators.base import Aggregator, Combiner, Context, Sizes
-from diffusemble.aggregators.storage import create
 from diffusemble.blocks.base import Call
-from diffusemble.ensembles.base import Ensemble
+from diffusemble.ensembles.base import Ensemble, build
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.pipeline import build_pipeline
 from diffusemble.families.base import Conditions, Family
@@ -201,7 +200,7 @@ def build_output_aggregator(name: str, experts: Sequence[Expert], **options: Any
     Raises:
         ValueError: unknown name, option or preset, or an aggregator that chooses before experts run.
     """
-    return create(name, _sizes(families_of(experts)), options)
+    return build(name, _sizes(families_of(experts)), (POINT,), options)
 
 
 def embed_level(terms: Terms, times: Tensor) -> Tensor:
