@@ -15,6 +15,7 @@ from tiny import (
     as_expert,
     tiny_pipeline,
     tiny_scheduler,
+    tiny_sdxl_pipeline,
     tiny_sdxl_unet,
     tiny_tokenizer,
     tiny_unet,
@@ -72,6 +73,12 @@ def test_another_denoiser_is_refused(
     assert f"but expert 1 ('rock') has {first}" in message
     assert ARCHITECTURE in message
     assert message.endswith("or combine what they predict (level: output, OutputEnsembleDenoiser).")
+
+
+def test_output_level_is_no_way_out_for_latents_that_differ(rock: Expert) -> None:
+    message = refusal([rock, as_expert(tiny_sdxl_pipeline(vae=tiny_vae(scaling_factor=0.13025)), "fern")])
+    assert "family is 'SDXL'" in message
+    assert message.endswith("what they predict cannot be combined at output level either).")
 
 
 SURROUNDINGS: list[tuple[str, Callable[[], Any], str, Any, Any, str]] = [

@@ -76,5 +76,5 @@ def test_sdxl_merges_both_text_encoders():
 
 def test_experts_of_two_architectures_are_refused():
     experts = [as_expert(tiny_pipeline(), "a"), as_expert(tiny_sdxl_pipeline(), "b")]
-    with pytest.raises(ValueError, match=r"Expert 2 \('b'\): denoiser"):
+    with pytest.raises(ValueError, match=r"Expert 2 \('b'\): family is 'SDXL'"):
         MergedExpert(experts)

@@ -87,21 +87,21 @@ def check_block_level(experts: Sequence[Expert]) -> None:
     refuse_unlike(
         experts,
         lambda index: _properties(experts[index], experts[0]),
-        lambda what: f"Block-wise aggregation needs {_remedy(what)}.",
+        lambda index, what: f"Block-wise aggregation needs {_remedy(what, _otherwise(experts[index], experts[0]))}.",
     )
 
 
 def refuse_unlike(
     experts: Sequence[Expert],
     properties: Callable[[int], Iterable[tuple[str, Any, Any]]],
-    remedy: Callable[[str], str],
+    remedy: Callable[[int, str], str],
 ) -> None:
     """Make sure that all experts are like the first.
 
     Args:
         experts: in order.
         properties: of the expert at an index: (what, its own, the first expert's).
-        remedy: what would work, where they differ in ``what``.
+        remedy: what would work, where the expert at an index differs in ``what``.
 
     Raises:
         ValueError: names the expert, the property, both values, and the remedy.
@@ -111,7 +111,7 @@ def refuse_unlike(
             if mine != other:
                 raise ValueError(
                     f"Expert {index + 1} ({expert.name!r}): {what} is {mine!r}, but expert 1 ({experts[0].name!r}) has "
-                    f"{other!r}. {remedy(what)}"
+                    f"{other!r}. {remedy(index, what)}"
                 )
 
 
@@ -177,21 +177,25 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-_OTHERWISE = ", or combine what they predict (level: output, OutputEnsembleDenoiser)"
+def _otherwise(expert: Expert, first: Expert) -> str:
+    vaes = [one.components.get("vae") for one in (expert, first)]
+    if None not in vaes and latent_space(vaes[0]) != latent_space(vaes[1]):
+        return " (their latents differ, too, so what they predict cannot be combined at output level either)"
+    return ", or combine what they predict (level: output, OutputEnsembleDenoiser)"
 
 
-def _remedy(what: str) -> str:
+def _remedy(what: str, otherwise: str) -> str:
     part = what.split()[0]
     if part == "vae":
         return "experts whose latents mean the same; use experts that share a VAE's latent space"
     if part == "scheduler":
-        return f"one noise schedule and prediction type; use experts fine-tuned from one base model{_OTHERWISE}"
+        return f"one noise schedule and prediction type; use experts fine-tuned from one base model{otherwise}"
     if part in _TOKENIZERS:
         return (
             "one tokenizer, because the prompt is tokenized once for all; use experts fine-tuned from one base model, "
-            f"with the same added words{_OTHERWISE}"
+            f"with the same added words{otherwise}"
         )
     return (
         f"experts of one architecture; use checkpoints fine-tuned from the same base model (SD 1.5 with SD 1.5, ...)"
-        f"{_OTHERWISE}"
+        f"{otherwise}"
     )

@@ -33,7 +33,7 @@ def families_of(experts: Sequence[Expert]) -> tuple[Family, ...]:
     refuse_unlike(
         [family.expert for family in families],
         lambda index: _properties(families[index], families[0]),
-        lambda what: (
+        lambda *_: (
             "What experts predict can be combined if their latents mean the same: use experts that share a VAE's "
             "latent space (SD 1.x, SD 2.x and PixArt-α; SDXL, PixArt-Σ and AuraFlow; the SD 3 models; the FLUX models)."
         ),
