@@ -47,6 +47,7 @@ BLOCKS: Mapping[str, Entry] = {
     "ChromaTransformer2DModel": Entry("diffusemble.blocks.chroma:ChromaBlocks", "Chroma1"),
     "QwenImageTransformer2DModel": Entry("diffusemble.blocks.qwen:QwenBlocks", "Qwen-Image"),
     "SD3Transformer2DModel": Entry("diffusemble.blocks.sd3:SD3Blocks", "SD 3, SD 3.5"),
+    "ZImageTransformer2DModel": Entry("diffusemble.blocks.z_image:ZImageBlocks", "Z-Image"),
 }
 
 FEEDS: Mapping[str, Entry] = {

@@ -73,13 +73,15 @@ class Blocks(Protocol):
         denoiser: the model itself; a schedule owns no weights.
         names: its blocks in running order, one aggregation point after each.
         sizes: channels of every point, and widths of ``Flow.time`` and ``Flow.text``.
-        time_unit: what a timestep of ``forward`` is multiplied with to be in the sampler's unit (0 to 1000).
+        time_unit, time_origin: a timestep of ``forward``, times the one plus the other, is in the sampler's unit (0 to
+            1000).
     """
 
     denoiser: nn.Module
     names: tuple[str, ...]
     sizes: Sizes
     time_unit: float
+    time_origin: float
 
     def read(self, arguments: Inputs) -> Call:
         """The call that the arguments of ``forward``, by name, make."""

@@ -63,6 +63,7 @@ class StreamBlocks:
     """
 
     time_unit = 1.0
+    time_origin = 0.0
     family: str
     needed: tuple[str, ...]
     optional: tuple[str, ...]

@@ -59,6 +59,7 @@ class UNetBlocks:
     """
 
     time_unit = 1.0
+    time_origin = 0.0
 
     def __init__(self, denoiser: UNet2DConditionModel) -> None:
         self.denoiser = denoiser

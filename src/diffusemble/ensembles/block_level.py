@@ -74,7 +74,8 @@ class EnsembleDenoiser(Ensemble):
 
     def _predict(self, call: Call, inputs: Sequence[Inputs]) -> Tensor:
         flows = [blocks.open(call.sample, call.timestep, own) for blocks, own in zip(self.blocks, inputs, strict=True)]
-        timestep = torch.as_tensor(call.timestep, device=call.sample.device).reshape(-1) * self.blocks[0].time_unit
+        given, clock = torch.as_tensor(call.timestep, device=call.sample.device).reshape(-1), self.blocks[0]
+        timestep = given * clock.time_unit + clock.time_origin
         context = Context(
             text=_mean([flow.text for flow in flows]),
             time=_mean([flow.time for flow in flows]),
