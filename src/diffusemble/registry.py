@@ -44,6 +44,7 @@ AGGREGATORS: Mapping[str, Entry] = {
 BLOCKS: Mapping[str, Entry] = {
     "UNet2DConditionModel": Entry("diffusemble.blocks.unet:UNetBlocks", "SD 1.x, SD 2.x, SDXL"),
     "FluxTransformer2DModel": Entry("diffusemble.blocks.flux:FluxBlocks", "FLUX.1"),
+    "Flux2Transformer2DModel": Entry("diffusemble.blocks.flux2:Flux2Blocks", "FLUX.2"),
     "ChromaTransformer2DModel": Entry("diffusemble.blocks.chroma:ChromaBlocks", "Chroma1"),
     "QwenImageTransformer2DModel": Entry("diffusemble.blocks.qwen:QwenBlocks", "Qwen-Image"),
     "SD3Transformer2DModel": Entry("diffusemble.blocks.sd3:SD3Blocks", "SD 3, SD 3.5"),
@@ -64,6 +65,7 @@ FAMILIES: Mapping[str, Entry] = {
     "AuraFlowTransformer2DModel": Entry("diffusemble.families.auraflow:AuraFlowFamily", "AuraFlow, Pony v7"),
     "SD3Transformer2DModel": Entry("diffusemble.families.sd3:SD3Family", "SD 3, SD 3.5"),
     "FluxTransformer2DModel": Entry("diffusemble.families.flux:FluxFamily", "FLUX.1"),
+    "ChromaTransformer2DModel": Entry("diffusemble.families.chroma:ChromaFamily", "Chroma1"),
 }
 
 SCHEDULERS: Mapping[str, Entry] = {
@@ -90,19 +92,19 @@ COMBINES: Mapping[str, Entry] = {
 
 METRICS: Mapping[str, Entry] = {
     "fid": Entry(
-        "diffusemble.evaluation.metrics.frechet:FID", "Fréchet distance of Inception features", "arXiv 1706.08500"
+        "diffusemble.evaluation.metrics.sets:FID", "Fréchet distance of Inception features", "arXiv 1706.08500"
     ),
     "is": Entry("diffusemble.evaluation.metrics.inception_score:InceptionScore", "Inception score", "arXiv 1606.03498"),
     "kid": Entry(
-        "diffusemble.evaluation.metrics.kernel:KID", "Kernel distance of Inception features", "arXiv 1801.01401"
+        "diffusemble.evaluation.metrics.sets:KID", "Kernel distance of Inception features", "arXiv 1801.01401"
     ),
     "cmmd": Entry(
-        "diffusemble.evaluation.metrics.kernel:CMMD",
+        "diffusemble.evaluation.metrics.sets:CMMD",
         "Maximum mean discrepancy of CLIP features, × 1000",
         "arXiv 2401.09603",
     ),
     "fd-dinov2": Entry(
-        "diffusemble.evaluation.metrics.frechet:FDDinov2", "Fréchet distance of DINOv2 features", "arXiv 2306.04675"
+        "diffusemble.evaluation.metrics.sets:FDDinov2", "Fréchet distance of DINOv2 features", "arXiv 2306.04675"
     ),
     "clip-i": Entry(
         "diffusemble.evaluation.metrics.clip:ClipI",
@@ -120,22 +122,22 @@ METRICS: Mapping[str, Entry] = {
     ),
     "imagereward": Entry("diffusemble.evaluation.metrics.image_reward:ImageReward", "ImageReward", "arXiv 2304.05977"),
     "fid-mobilenet": Entry(
-        "diffusemble.evaluation.metrics.frechet:FIDMobileNet",
+        "diffusemble.evaluation.metrics.sets:FIDMobileNet",
         "Fréchet distance of MobileNetV2 features",
         "arXiv 1706.08500",
     ),
     "fid-efficientnet": Entry(
-        "diffusemble.evaluation.metrics.frechet:FIDEfficientNet",
+        "diffusemble.evaluation.metrics.sets:FIDEfficientNet",
         "Fréchet distance of EfficientNet-Lite0 features",
         "arXiv 1706.08500",
     ),
     "kid-mobilenet": Entry(
-        "diffusemble.evaluation.metrics.kernel:KIDMobileNet",
+        "diffusemble.evaluation.metrics.sets:KIDMobileNet",
         "Kernel distance of MobileNetV2 features",
         "arXiv 1801.01401",
     ),
     "kid-efficientnet": Entry(
-        "diffusemble.evaluation.metrics.kernel:KIDEfficientNet",
+        "diffusemble.evaluation.metrics.sets:KIDEfficientNet",
         "Kernel distance of EfficientNet-Lite0 features",
         "arXiv 1801.01401",
     ),

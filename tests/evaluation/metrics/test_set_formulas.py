@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusemble.evaluation.metrics.frechet import FrechetDistance
 from diffusemble.evaluation.metrics.inception_score import InceptionScore, inception_score
-from diffusemble.evaluation.metrics.kernel import CMMD, KID
+from diffusemble.evaluation.metrics.sets import CMMD, FID, KID
 from diffusemble.evaluation.statistics import clip_discrepancy, gaussian_kernel
 
 
@@ -38,10 +37,10 @@ def test_frechet_distance_of_two_gaussians_is_the_closed_form():
     x = with_moments(mean, turn @ spread.diag() @ turn.T)
     y = with_moments(other, turn @ wide.diag() @ turn.T)
     expected = (mean - other).square().sum() + (spread.sqrt() - wide.sqrt()).square().sum()
-    assert distance(FrechetDistance(None), x, y) == pytest.approx(float(expected), rel=1e-6)
+    assert distance(FID(None), x, y) == pytest.approx(float(expected), rel=1e-6)
 
 
-@pytest.mark.parametrize("metric", [FrechetDistance(None), CMMD(None)], ids=["fid", "cmmd"])
+@pytest.mark.parametrize("metric", [FID(None), CMMD(None)], ids=["fid", "cmmd"])
 def test_the_distance_of_a_set_to_itself_is_zero(metric):
     x = torch.nn.functional.normalize(normal(0, 40, 7), dim=1)
     assert distance(metric, x, x) == pytest.approx(0, abs=1e-5)

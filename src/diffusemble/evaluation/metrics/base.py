@@ -3,7 +3,7 @@
 A row of ``registry.METRICS`` names a class with ``kind``, ``higher_is_better`` and ``load(weights, device)``:
 
 * ``kind = "image"``: an instance is an ``ImageScorer``, or a ``PairScorer`` where ``against = "picture"``;
-* ``kind = "set"``: an instance is a ``SetMetric``; its ``net`` gives features, its ``state()`` accumulates them.
+* ``kind = "set"``: an instance is a ``sets.SetMetric``; its ``net`` gives features, its ``state()`` accumulates them.
 
 ``weights`` is the folder that holds downloaded weights; without it only the hub's cache is searched. Nothing is ever
 downloaded.
@@ -58,7 +58,10 @@ class FeatureNet(Protocol):
 class State(Protocol):
     """What a set metric remembers of a set of pictures; states of parts merge to the state of the whole."""
 
-    count: int
+    @property
+    def count(self) -> int:
+        """Number of pictures seen."""
+        ...
 
     def update(self, features: Tensor) -> None:
         """Add features ``[b d]``."""
@@ -74,26 +77,6 @@ class State(Protocol):
 
     def compute(self, reference: Any = None) -> float:
         """The metric's value, against the state of a reference set where the metric has one."""
-        ...
-
-
-class SetMetric(Protocol):
-    """One number for a set of pictures.
-
-    Attributes:
-        features: name of the features, equal for metrics that can share them.
-        needs_reference: whether ``compute`` wants the state of a reference set.
-        net: what gives the features.
-    """
-
-    kind: ClassVar[Kind]
-    higher_is_better: ClassVar[bool]
-    features: ClassVar[str]
-    needs_reference: ClassVar[bool]
-    net: FeatureNet
-
-    def state(self) -> State:
-        """An empty state."""
         ...
 
 

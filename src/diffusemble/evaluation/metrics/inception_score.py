@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from diffusemble.evaluation.metrics.base import Device, FeatureNet, Kind
-from diffusemble.evaluation.metrics.inception import Inception
+from diffusemble.evaluation.metrics.sets import SetMetric
 from diffusemble.evaluation.metrics.states import FeatureState
 
 SPLITS = 10
@@ -52,21 +49,12 @@ def _score(logs: Tensor) -> Tensor:
     return (logs.exp() * (logs - marginal)).sum(dim=1).mean().exp()
 
 
-class InceptionScore:
+class InceptionScore(SetMetric):
     """On the 1,008 logits of the Inception graph of 2015, without their bias, in ten splits; higher is better."""
 
-    kind: ClassVar[Kind] = "set"
-    higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = False
-    features: ClassVar[str] = "inception-logits"
-
-    def __init__(self, net: FeatureNet) -> None:
-        self.net = net
-
-    @classmethod
-    def load(cls, weights: Path | None = None, device: Device = "cpu") -> InceptionScore:
-        """With the published weights."""
-        return cls(Inception.load(weights, device, logits=True))
+    higher_is_better = True
+    needs_reference = False
+    features = "inception-logits"
 
     def state(self) -> FeatureState:
         """An empty state."""
