@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from diffusemble.aggregators.base import Combiner, Context, Sizes, weighted_tokens
 from diffusemble.aggregators.router import Router
 from diffusemble.blocks.base import Blocks, Call, Feature, Flow, Inputs, finish
-from diffusemble.blocks.caches import refuse_block_caches
-from diffusemble.blocks.packing import PartwiseText, WideText
+from diffusemble.blocks.caches import refuse_block_caches, refuse_caches_of_the_whole
+from diffusemble.blocks.packing import TextLayout
 from diffusemble.blocks.turns import take_turns
 from diffusemble.ensembles.base import Ensemble, build
 from diffusemble.experts.expert import check_block_level
@@ -39,7 +39,7 @@ class EnsembleDenoiser(Ensemble):
         ValueError: the experts cannot run in lockstep, or the aggregator was built for other sizes.
     """
 
-    _layout: PartwiseText | WideText | None = None
+    _layout: TextLayout | None = None
 
     def _prepare(self) -> None:
         check_block_level(self.experts)
@@ -61,6 +61,7 @@ class EnsembleDenoiser(Ensemble):
         """
         arguments = self.by_expert(self._bind(args, kwargs))
         return_dict = arguments.pop("return_dict", True)
+        refuse_caches_of_the_whole(self)
         refuse_block_caches(self.blocks)
         call = self.blocks[0].read(arguments)
         own = self.blocks[0].split(call.inputs, len(self.blocks))
@@ -124,7 +125,7 @@ class EnsembleDenoiser(Ensemble):
         """Names of the aggregation points in running order."""
         return self.blocks[0].names
 
-    def reading(self, text: PartwiseText | WideText | None) -> EnsembleDenoiser:
+    def reading(self, text: TextLayout | None) -> EnsembleDenoiser:
         """The same ensemble, modules and all, for a pipeline that packs its text like this; None: expert by expert."""
         twin = copy.copy(self)
         twin.__dict__.pop("forward", None)  # where training has put another one around it, that of the original

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusemble.aggregators.base import Aggregator, Combiner, Context, Sizes
 from diffusemble.blocks.base import Call
+from diffusemble.blocks.caches import refuse_caches_of_the_whole
 from diffusemble.ensembles.base import Ensemble, build
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.pipeline import build_pipeline
@@ -59,6 +60,7 @@ class OutputEnsembleDenoiser(Ensemble):
         """
         arguments = self._bind(args, kwargs)
         return_dict = arguments.pop("return_dict", True)
+        refuse_caches_of_the_whole(self)
         first = self.families[0]
         call = first.read(arguments)
         self._refuse(call.inputs)
@@ -80,7 +82,7 @@ class OutputEnsembleDenoiser(Ensemble):
         def predict(sample: Tensor, time: Any) -> Tensor:
             same = time is given and family.time_unit == first.time_unit
             own = torch.as_tensor(call.timestep if same else time / family.time_unit, device=sample.device)
-            arguments = family.arguments(sample, conditions, call.inputs)
+            arguments = family.arguments(sample, conditions, first.offered(call.inputs))
             return family.predict(sample, own.reshape(-1).expand(len(sample)), arguments)[:, : family.channels]
 
         return predict_in(self.terms[0], self.terms[index], predict, call.sample, given)
