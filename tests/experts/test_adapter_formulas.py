@@ -63,7 +63,7 @@ BOTH = ["linear", "convolution"]
 )
 def test_a_difference_is_what_peft_adds(config: Any, names: dict[str, str], where: str) -> None:
     layer = getattr(adapted(config).base_model.model, where)
-    mine = difference(factors_of(layer, names), alpha=5)
+    mine = difference(layer.weight, factors_of(layer, names), alpha=5)
     assert mine.abs().sum() > 0.1
     torch.testing.assert_close(mine.reshape(layer.weight.shape), layer.get_delta_weight("default"))
 
@@ -74,10 +74,10 @@ def test_with_a_magnitude_the_weight_is_that_of_peft(where: str) -> None:
     layer = getattr(model.base_model.model, where)
     before, factors = layer.weight.detach().clone(), factors_of(layer, LORA)
     magnitude = factors.pop("magnitude").reshape(-1, 1)
-    whole = changed(before, difference(factors, alpha=5), 1.0, magnitude)
+    whole = changed(before, difference(before, factors, alpha=5), 1.0, magnitude)
     layer.merge()
     torch.testing.assert_close(whole, layer.weight.detach())
-    half = changed(before, difference(factors, alpha=5), 0.5, magnitude)
+    half = changed(before, difference(before, factors, alpha=5), 0.5, magnitude)
     torch.testing.assert_close(half, (before + whole) / 2)
 
 
@@ -97,9 +97,10 @@ def test_a_kernel_between_two_factors_is_their_composition() -> None:
 
 def test_full_kronecker_factors_are_not_scaled() -> None:
     first, second = torch.rand(2, 3), torch.rand(4, 5)
-    assert torch.equal(difference({"lokr_w1": first, "lokr_w2": second}, alpha=7.0), torch.kron(first, second))
+    factors = {"lokr_w1": first, "lokr_w2": second}
+    assert torch.equal(difference(torch.zeros(8, 15), factors, alpha=7.0), torch.kron(first, second))
 
 
 def test_a_missing_factor_is_named() -> None:
     with pytest.raises(ValueError, match="the factor 'hada_w2_a' is missing beside hada_w1_a, hada_w1_b"):
-        difference({"hada_w1_a": torch.ones(2, 1), "hada_w1_b": torch.ones(1, 2)})
+        difference(torch.zeros(2, 2), {"hada_w1_a": torch.ones(2, 1), "hada_w1_b": torch.ones(1, 2)})

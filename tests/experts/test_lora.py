@@ -213,7 +213,6 @@ def test_a_file_of_other_shapes_is_refused(rock: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("lora_unet_conv_in.oft_blocks", "is OFT .* which is not supported. Give a LoRA, LoHa or LoKr"),
         ("double_blocks.0.processor.qkv_lora1.down.weight", "is a LoRA in the layout of XLabs"),
         ("lora_unet_conv_in.rock", "has a tensor 'lora_unet_conv_in.rock', which belongs to no kind of LoRA"),
     ],

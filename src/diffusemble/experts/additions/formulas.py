@@ -11,16 +11,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from diffusemble.experts.additions.transforms import glora, ia3, oft
+
 Factors = Mapping[str, Tensor]
 """By the names of ``formats.adapters.FACTORS``."""
 
 
-def difference(factors: Factors, alpha: float | None = None) -> Tensor:
+def difference(weight: Tensor, factors: Factors, alpha: float | None = None) -> Tensor:
     """What a file adds to one weight, in float32.
 
     Args:
-        factors: of one module.
-        alpha: strength; the rank (no scaling) by default.
+        weight: of the module, ``[o i ...]``.
+        factors: of the module.
+        alpha: strength; the rank (no scaling) by default. Of OFT and BOFT the limit of their turns, none by default.
 
     Raises:
         ValueError: the factors belong to no formula, or one is missing.
@@ -29,6 +32,12 @@ def difference(factors: Factors, alpha: float | None = None) -> Tensor:
     try:
         if "diff" in wide:
             return wide["diff"]
+        if any(name.startswith("oft_blocks") for name in wide):
+            return oft(weight.float(), wide, alpha)
+        if "scale" in wide or "on_input" in wide:
+            return ia3(weight.float(), wide)
+        if "a1" in wide:
+            return glora(weight.float(), wide) * _scale(alpha, min(wide["a1"].shape[:2]))
         if "hada_w1_a" in wide:
             return loha(wide) * _scale(alpha, wide["hada_w1_b"].shape[0])
         if "lokr_w1" in wide or "lokr_w1_a" in wide:

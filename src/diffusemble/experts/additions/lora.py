@@ -64,7 +64,7 @@ def add_lora(parts: Mapping[str, Any], header: Header, amount: float) -> dict[st
             try:
                 alpha = float(factors.pop("alpha")) if "alpha" in factors else alphas.of(group.name)
                 _change(own[target.part], target, factors, alpha, amount)
-            except (ValueError, RuntimeError) as error:
+            except (ValueError, RuntimeError, IndexError) as error:
                 raise ValueError(_misfit(header, parts, f"{group.name!r}: {error}")) from error
     return own
 
@@ -74,7 +74,8 @@ def _change(model: Any, target: Target, factors: dict[str, torch.Tensor], alpha:
     if "magnitude" in factors:  # peft's, always one for each output, however it lies
         magnitude = factors.pop("magnitude").reshape(-1, 1)
     if factors:
-        whole, delta = target.read(model), difference(factors, alpha)
+        whole = target.read(model)
+        delta = difference(whole, factors, alpha)
         if delta.numel() != whole.numel() or delta.shape[0] != whole.shape[0]:
             raise ValueError(f"its difference is {tuple(delta.shape)}, the weight {tuple(whole.shape)}")
         target.write(model, changed(whole, delta, amount, magnitude))
@@ -94,9 +95,10 @@ def _groups(header: Header) -> list[_Group]:
         for pattern, kind in UNREADABLE.items():
             if re.match(pattern, key):
                 raise ValueError(
-                    f"{header.file} is {kind} ({key!r}), which is not supported. Give a LoRA, LoHa or LoKr."
+                    f"{header.file} is {kind}; its tensor {key!r} cannot be read here. Give a LoRA, or another kind of "
+                    f"LyCORIS."
                 )
-        split = split_name(key)
+        split = split_name(key, header.forms)
         if split is None:
             raise ValueError(
                 f"{header.file} has a tensor {key!r}, which belongs to no kind of LoRA or LyCORIS known here."

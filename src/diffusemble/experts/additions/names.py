@@ -16,7 +16,7 @@ from diffusemble.experts.layouts.origin import Origin
 from diffusemble.experts.layouts.parts import ORIGINAL
 
 _DENOISER = (
-    *("lora_unet_", "lora_transformer_", "lycoris_", "unet_", "transformer_", "diffusion_model_"),
+    *("lora_unet_", "lora_transformer_", "lycoris_", "oft_unet_", "unet_", "transformer_", "diffusion_model_"),
     *("model_diffusion_model_", "base_model_model_", ""),
 )
 _T5_OF_FLUX = ("lora_te3_", "text_encoders_t5xxl_transformer_", "t5_")

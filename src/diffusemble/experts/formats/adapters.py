@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 
 from diffusemble.experts.formats.families import SHORT
 from diffusemble.experts.formats.header import Header
@@ -20,9 +21,11 @@ FACTORS: dict[str, str] = {
     r"\.lora_linear_layer\.down\.weight": "down",
     r"\.dora_scale": "dora_scale",
     r"\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?": "magnitude",
-    # LyCORIS: LoHa, LoKr, whole differences, norms
+    # LyCORIS: LoHa, LoKr, OFT and BOFT, (IA)³, GLoRA, whole differences, norms
     r"\.(hada_w[12]_[ab]|hada_t[12])": "",
     r"\.(lokr_w[12]|lokr_w[12]_[ab]|lokr_t2)": "",
+    r"\.(oft_blocks(?:\.\d+)?|rescale|on_input)": "",
+    r"\.([ab][12])\.weight": "",
     r"\.diff": "diff",
     r"\.diff_b": "bias",
     r"\.w_norm": "diff",
@@ -31,13 +34,14 @@ FACTORS: dict[str, str] = {
 }
 """Ends of tensors' names, and what the tensor is in the formulas ("": what the group of the pattern says)."""
 UNREADABLE = {
-    r".*\.oft_(?:blocks|diag|R)": "OFT",
-    r".*\.on_input": "IA3",
-    r".*\.[ab][12]\.weight|.*\.b[mn]\.weight": "GLoRA",
+    r".*\.oft_(?:diag|R)": "an OFT of peft or of early LyCORIS, whose rotations follow from settings that it lacks",
+    r".*\.boft_[RS]": "a BOFT of peft, whose rotations follow from settings that it lacks",
+    r".*\.ia3_l": "an (IA)³ of peft, whose files do not tell outputs from inputs",
+    r".*\.b[mn]\.weight": "a GLoRA with kernels between its factors",
     r".*\.processor\.(?:qkv_lora|proj_lora)\d": "a LoRA in the layout of XLabs",
-    r".*\.lora_(?:ga|vera)|.*vera_lambda": "VeRA",
+    r".*\.lora_(?:ga|vera)|.*vera_lambda": "a VeRA, whose random matrices are not in the file",
 }
-"""Kinds of adapters that are refused, by their tensors' names."""
+"""Kinds of adapters that are refused, and why, by their tensors' names."""
 BUNDLED = "bundle_emb."
 """How names of textual inversions begin that OneTrainer stores in a LoRA."""
 _ENDS = [(re.compile(rf"{pattern}$"), factor) for pattern, factor in FACTORS.items()]
@@ -50,7 +54,7 @@ TEXT = {
 _LONGEST = 60  # characters of an end, with the name that peft gives an adapter
 _WEIGHTS = re.compile(rf"(?:{'|'.join(end for end, factor in FACTORS.items() if factor != 'alpha')})$")
 _REFUSED = re.compile("|".join(UNREADABLE))
-_LYCORIS = re.compile(r".*\.(?:hada_|lokr_|diff|w_norm|oft_|on_input|[ab][12]\.weight)")
+_LYCORIS = re.compile(r".*\.(?:hada_|lokr_|diff|w_norm|b?oft_|on_input|ia3_l|[ab][12]\.weight)")
 _READING = ("down", "hada_w1_b")  # factors as wide as what their module reads
 _BY_NAMES = (
     (r"distilled_guidance_layer", SHORT["chroma"]),
@@ -97,8 +101,16 @@ def adapter_kind(header: Header) -> tuple[str, str | None]:
     return "LyCORIS" if lycoris else "LoRA", _family(header)
 
 
-def split_name(key: str) -> tuple[str, str] | None:
-    """Module and factor of a tensor of an adapter: ``("lora_unet_mid", "up")``; None for another tensor."""
+def split_name(key: str, beside: Container[str] = ()) -> tuple[str, str] | None:
+    """Module and factor of a tensor of an adapter: ``("lora_unet_mid", "up")``; None for another tensor.
+
+    Args:
+        key: the tensor's name.
+        beside: names of the file's tensors, which tell a scale of (IA)³ from a weight.
+    """
+    module = key.removesuffix(".weight")
+    if f"{module}.on_input" in beside:
+        return module, "scale"
     for pattern, factor in _ENDS:
         found = pattern.search(key, max(0, len(key) - _LONGEST))
         if found is not None:
@@ -112,7 +124,7 @@ def canonical(name: str) -> str:
 
 
 def _family(header: Header) -> str | None:
-    modules = {key: split_name(key) or (key, "") for key in header.forms}
+    modules = {key: split_name(key, header.forms) or (key, "") for key in header.forms}
     names = {key: canonical(name) for key, (name, _) in modules.items()}
     for pattern, families in _BY_WIDTHS:
         keys = [key for key, name in names.items() if modules[key][1] in _READING and re.search(pattern, name)]

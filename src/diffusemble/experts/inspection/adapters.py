@@ -8,7 +8,16 @@ from collections import Counter
 from diffusemble.experts.formats.adapters import BUNDLED, TEXT, canonical, split_name
 from diffusemble.experts.formats.header import Header
 
-_FORMULAS = {"hada_w1_a": "LoHa", "lokr_w1": "LoKr", "lokr_w1_a": "LoKr", "diff": "full differences", "down": "LoRA"}
+_FORMULAS = {
+    "down": "LoRA",
+    "hada_w1_a": "LoHa",
+    "lokr_w1": "LoKr",
+    "lokr_w1_a": "LoKr",
+    "oft_blocks": "OFT",
+    "on_input": "(IA)³",
+    "a1": "GLoRA",
+    "diff": "full differences",
+}
 _WORDS = 12
 _TRAINING = {
     "ss_sd_model_name": "trained on",
@@ -28,9 +37,9 @@ def adapter_notes(header: Header) -> dict[str, str]:
     parts: Counter[str] = Counter()
     inside = {key.split(".")[1]: None for key in header.starting(BUNDLED)}
     for key, form in header.forms.items():
-        module, factor = split_name(key) or (key, "")
+        module, factor = split_name(key, header.forms) or (key, "")
         if factor in _FORMULAS:
-            kinds[_FORMULAS[factor]] += 1
+            kinds["BOFT" if factor == "oft_blocks" and len(form.shape) == 4 else _FORMULAS[factor]] += 1
             parts[_part(module)] += 1
         if factor in ("magnitude", "dora_scale"):
             kinds["DoRA"] += 1
