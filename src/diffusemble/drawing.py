@@ -186,13 +186,18 @@ def _known(pipeline: Any, settings: dict[str, Any]) -> dict[str, Any]:
 def guidance_of(pipeline: Any, scale: float, negative: Sequence[str]) -> dict[str, Any]:
     """How this pipeline is told the guidance scale and what not to draw, which is ``""`` for nothing.
 
+    FLUX.1 dev guides itself. Beside Chroma, which has to be asked twice, it is told guidance 1, which adds nothing.
+
     Raises:
         ValueError: something not to draw, for a FLUX whose guidance is built in.
     """
     if not _known(pipeline, {"true_cfg_scale": None}):
         return {"guidance_scale": scale, **({"negative_prompt": list(negative)} if any(negative) else {})}
-    if not pipeline.transformer.config.get("guidance_embeds", False):
-        return {"true_cfg_scale": scale, "negative_prompt": list(negative) if scale > 1 else None}
+    first, *others = getattr(pipeline.transformer, "denoisers", None) or [pipeline.transformer]
+    built_in = first.config.get("guidance_embeds", False)
+    if not built_in or any("guidance_embeds" not in other.config for other in others):
+        twice = {"true_cfg_scale": scale, "negative_prompt": list(negative) if scale > 1 else None}
+        return {**twice, "guidance_scale": 1.0} if built_in else twice
     if any(negative):
         raise ValueError(
             "negative: guidance is built into these experts (FLUX.1 dev), which takes the place of a negative prompt. "

@@ -10,13 +10,14 @@ import torch
 
 from diffusemble import record_attention
 from diffusemble.aggregators.storage import load_aggregator, save_aggregator
+from diffusemble.drawing import guidance_of
 from diffusemble.ensembles.output_level import OutputEnsembleDenoiser, embed_level
 from diffusemble.experts.expert import Expert
 from diffusemble.families.check import terms_of
 from diffusemble.parametrisation.paths import Flow, Terms
 from diffusemble.registry import SCHEDULERS
 from diffusemble.samplers import build_scheduler
-from tests.families.parts import ATOL, FAMILIES, draw, expert, retrained, stable, together
+from tests.families.parts import ATOL, FAMILIES, diffused, draw, expert, retrained, stable, together
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -57,7 +58,16 @@ def test_an_expert_in_other_terms_draws_the_same_with_every_sampler(sampler: str
     np.testing.assert_allclose(found, expected, atol=ATOL)
 
 
-@pytest.mark.parametrize("name", ["SD 1", "SDXL", "PixArt", "AuraFlow", "SD 3", "FLUX"])
+def test_a_flow_that_became_a_diffusion_draws_the_same() -> None:
+    """Chroma with its masked text, on another path, told other times, asked for another kind of prediction."""
+    original = expert("Chroma")
+    alone = draw(together([original]).pipeline())
+    twin = diffused(original)
+    for weights in ((0, 1), (1, 1)):
+        np.testing.assert_allclose(draw(together([original, twin], weights=weights).pipeline()), alone, atol=ATOL)
+
+
+@pytest.mark.parametrize("name", ["SD 1", "SDXL", "PixArt", "AuraFlow", "SD 3", "FLUX", "Chroma"])
 def test_copies_of_one_expert_draw_what_it_draws(name: str) -> None:
     one = expert(name)
     copies = [Expert(f"copy {i}", one.denoiser, one.components, one.pipeline_class) for i in range(3)]
@@ -97,6 +107,19 @@ def test_with_one_sampler_it_does_not_matter_whose_pipeline_it_is(one: str, othe
     second = draw(together(experts[::-1]).pipeline(), guidance_scale=guidance)
     np.testing.assert_allclose(first, second, atol=ATOL)
     assert np.abs(first - draw(together(experts[:1]).pipeline(), guidance_scale=guidance)).max() > 1e-3
+
+
+@pytest.mark.parametrize("other", ["FLUX", "FLUX without guidance"])
+def test_chroma_and_flux_draw_the_same_in_either_pipeline(other: str) -> None:
+    """Guided as `generate` guides: asked twice, and who has a guidance embedding is told 1."""
+
+    def drawn(*names: str) -> np.ndarray:
+        pipeline = together([expert(name) for name in names]).pipeline()
+        return draw(pipeline, **guidance_of(pipeline, 4.0, ["blurry"]))
+
+    first = drawn(other, "Chroma")
+    assert np.array_equal(first, drawn("Chroma", other))
+    assert np.abs(first - drawn("Chroma")).max() > 1e-3
 
 
 @pytest.mark.parametrize("names", [("AuraFlow", "SD 1", "SD 2"), ("SDXL", "AuraFlow")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
+    ChromaTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     StableDiffusionPipeline,
@@ -33,6 +35,7 @@ from tiny import (
 )
 from tiny_dit import (
     T5_WIDTH,
+    tiny_chroma_pipeline,
     tiny_flow_scheduler,
     tiny_flux,
     tiny_flux_pipeline,
@@ -154,6 +157,7 @@ FAMILIES: dict[str, Callable[[], Expert]] = {
     "SD 3 without T5": medium,
     "FLUX": lambda: as_expert(tiny_flux_pipeline(), "dev"),
     "FLUX without guidance": schnell,
+    "Chroma": lambda: as_expert(tiny_chroma_pipeline(7), "chroma"),
 }
 
 
@@ -194,6 +198,33 @@ class _Retrained(UNet2DConditionModel):
         return (said[self.terms].to(sample.dtype),)
 
 
+class _Diffused(ChromaTransformer2DModel):
+    """A Chroma that has learned by heart what another one says, to predict v on a schedule that ends in noise."""
+
+    def learn(self, by_heart: Any) -> None:
+        self.__dict__["by_heart"] = by_heart
+        self.ratios = ratios(TERMINAL.alphas_cumprod)
+
+    @wraps(ChromaTransformer2DModel.forward)
+    def forward(self, hidden_states: Tensor, timestep: Tensor, **inputs: Any) -> Any:
+        ratio = np.interp(1000 * timestep.double().numpy(), np.arange(1000), self.ratios)
+        sigma, alpha = (torch.tensor(part).float().view(-1, 1, 1) for part in (expit(ratio), expit(-ratio)))
+        size = (sigma**2 + alpha**2) ** 0.5
+        latents = hidden_states * size
+        (flow,) = self.by_heart(latents, timestep=sigma.view(-1), **{**inputs, "return_dict": False})
+        clean, noise = latents - sigma * flow, latents + alpha * flow
+        return ((alpha * noise - sigma * clean) / size,)
+
+
+def diffused(expert: Expert) -> Expert:
+    """A Chroma ``expert``, which predicts a flow, as one that predicts v of a diffusion."""
+    with warnings.catch_warnings():  # as in ``tiny_chroma``
+        warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)
+        twin = _Diffused.from_config(expert.denoiser.config).eval()
+    twin.learn(expert.denoiser)
+    return Expert(f"{expert.name} in v", twin, {**expert.components, "scheduler": TERMINAL}, expert.pipeline_class)
+
+
 def retrained(expert: Expert, terms: str) -> Expert:
     """``expert`` in other ``terms``: ``"v"``, ``"sample"``, ``"linear"`` (another schedule) or ``"flow"``."""
     twin = _Retrained.from_config(expert.denoiser.config).eval()
@@ -207,9 +238,9 @@ def retrained(expert: Expert, terms: str) -> Expert:
 
 
 def ratios(bars: Tensor) -> np.ndarray:
-    """ln(σ / α) of a table of ᾱ."""
-    exact = bars.double().numpy()
-    return np.log((1 - exact) / exact) / 2
+    """ln(σ / α) of a table of ᾱ; ∞ where there is no picture."""
+    exact = bars.double()
+    return ((1 - exact).log() - exact.log()).numpy() / 2
 
 
 def expit(ratio: np.ndarray) -> np.ndarray:
@@ -217,4 +248,5 @@ def expit(ratio: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-ratio))
 
 
+TERMINAL = tiny_scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
 LINEAR = tiny_scheduler(beta_schedule="linear", beta_start=0.0001, beta_end=0.02)

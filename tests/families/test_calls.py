@@ -19,7 +19,7 @@ from diffusemble.experts.expert import Expert
 from stock import small_pipeline, small_sdxl, small_unet
 from tests.families.parts import ATOL, draw, expert, stable, tiny_pixart_pipeline, wider
 from tiny import as_expert, tiny_refiner, tiny_scheduler
-from tiny_dit import tiny_flux, tiny_flux_pipeline
+from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline
 
 
 def told(experts: list[Expert], **options: Any) -> Mapping[str, Any]:
@@ -71,12 +71,20 @@ def test_a_consistency_model_is_told_guidance_one() -> None:
     assert torch.equal(given["timestep_cond"], one)
 
 
-@pytest.mark.parametrize(("first", "scale"), [("guided", 2.5), ("unguided", 3.5)])
+@pytest.mark.parametrize(("first", "scale"), [("FLUX", 2.5), ("FLUX without guidance", 3.5), ("Chroma", 1.0)])
 def test_a_guided_flux_is_told_the_pipelines_scale_or_the_usual_one(first: str, scale: float) -> None:
-    guided, other = (as_expert(tiny_flux_pipeline(seed), f"dev {seed}") for seed in (0, 1))
-    plain = as_expert(tiny_flux_pipeline(5, transformer=tiny_flux(5, guidance_embeds=False)), "schnell")
-    given = told([guided if first == "guided" else plain, other], guidance_scale=2.5, negative_prompt=None)
+    other = as_expert(tiny_flux_pipeline(1), "other")
+    given = told([expert(first), other], guidance_scale=2.5, negative_prompt=None)
     assert given["guidance"].tolist() == [scale]
+
+
+@pytest.mark.parametrize("first", ["FLUX", "Chroma"])
+def test_chroma_is_told_which_of_its_tokens_are_text(first: str) -> None:
+    """Those of the prompt, one that fills it up, and all 16 of the picture, in whosever pipeline."""
+    other = as_expert(tiny_chroma_pipeline(1), "other")
+    (mask,) = told([expert(first), other], prompt="a fox", guidance_scale=1.0, negative_prompt=None)["attention_mask"]
+    read = len(other.components["tokenizer"]("a fox").input_ids)
+    assert torch.equal(mask, torch.tensor([1.0] * (read + 1) + [0.0] * (512 - read - 1) + [1.0] * 16))
 
 
 def test_flux_reads_one_prompt_with_all_its_encoders() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from diffusemble.training.log import read_log
 from diffusemble.training.train import train
 from tests.families.parts import stable, tiny_pixart_pipeline, wider
 from tiny import as_expert, randomised
-from tiny_dit import tiny_flux_pipeline, tiny_sd3_pipeline
+from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline
 from training.small import small_config
 
 
@@ -54,9 +55,17 @@ def test_costs_are_not_counted_where_experts_may_differ(experts: tuple[Expert, .
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [tiny_sd3_pipeline, tiny_flux_pipeline])
-def test_transformers_may_come_first(make: Any, pictures: Path, tmp_path: Path) -> None:
-    experts = [as_expert(make(seed), f"expert {seed}") for seed in range(2)]
+@pytest.mark.parametrize(
+    "makes",
+    [
+        (tiny_sd3_pipeline, tiny_sd3_pipeline),
+        (tiny_flux_pipeline, tiny_flux_pipeline),
+        (tiny_flux_pipeline, tiny_chroma_pipeline),
+        (tiny_chroma_pipeline, tiny_flux_pipeline),
+    ],
+)
+def test_transformers_may_come_first(makes: Sequence[Any], pictures: Path, tmp_path: Path) -> None:
+    experts = [as_expert(make(seed), f"expert {seed}") for seed, make in enumerate(makes)]
     held_out = {"path": str(pictures), "where": {"split": "held"}, "count": 4, "buckets": 4, "every": 6}
     config = small_config(pictures, tmp_path / "run", level="output", steps=6, rate=2e-2, held_out=held_out)
     exaggerating(experts[1])

@@ -109,13 +109,17 @@ class Family:
         """Arguments of the expert in whose pipeline the ensemble stands: the pipeline's, with the expert's own text."""
         return {**inputs, "encoder_hidden_states": conditions["encoder_hidden_states"]}
 
+    def offered(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What its pipeline tells the other experts: what it gives its own one, unless that has to be completed."""
+        return inputs
+
     def arguments(self, sample: Tensor, conditions: Conditions, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of an expert in somebody else's pipeline.
 
         Args:
             sample: its latents ``[b c h w]``.
             conditions: of its text.
-            inputs: arguments that the pipeline gives the other denoiser.
+            inputs: what the other's pipeline offers; empty where there is none.
         """
         return dict(conditions)
 

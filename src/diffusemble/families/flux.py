@@ -82,7 +82,7 @@ class FluxFamily(Family):
             "txt_ids": text.new_zeros(text.shape[1], 3),
             "img_ids": FluxPipeline._prepare_latent_image_ids(1, rows, columns, sample.device, sample.dtype),
         }
-        if self.denoiser.config.guidance_embeds:
+        if self.denoiser.config.get("guidance_embeds"):
             given = inputs.get("guidance")
             found["guidance"] = sample.new_full((len(sample),), GUIDANCE) if given is None else given
         return found
