@@ -42,6 +42,13 @@ SDXL_UNET = {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 6 * 8 + WIDTH,
 }
+SMALL = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
 
 
 def randomised(model: nn.Module, seed: int = 0) -> Any:
@@ -65,6 +72,11 @@ def tiny_unet(seed: int = 0, **config: Any) -> UNet2DConditionModel:
 def tiny_sdxl_unet(seed: int = 0, **config: Any) -> UNet2DConditionModel:
     """An SDXL U-Net with 19 aggregation points; ``config`` overrides entries of ``SDXL_UNET``."""
     return _unet({**SDXL_UNET, **config}, seed)
+
+
+def small_unet(seed: int = 0, **config: Any) -> UNet2DConditionModel:
+    """An SD 1.x U-Net of two levels with every kind of layer once, a quarter of ``tiny_unet``'s tensors."""
+    return tiny_unet(seed, **{**SMALL, **config})
 
 
 def _unet(config: dict[str, Any], seed: int) -> UNet2DConditionModel:
@@ -136,6 +148,11 @@ def tiny_pipeline(seed: int = 0, **parts: Any) -> StableDiffusionPipeline:
     return pipeline
 
 
+def small_pipeline(seed: int = 0, **parts: Any) -> StableDiffusionPipeline:
+    """``tiny_pipeline`` with a ``small_unet``."""
+    return tiny_pipeline(seed, **({"unet": small_unet(seed)} | parts))
+
+
 def tiny_sdxl_pipeline(seed: int = 0, **parts: Any) -> StableDiffusionXLPipeline:
     """An SDXL base pipeline with two text encoders of its own and the VAE of every seed."""
     default = {
@@ -178,7 +195,7 @@ def as_expert(pipeline: Any, name: str = "expert") -> Expert:
     parts = {part: value for part, value in pipeline.components.items() if value is not None}
     settings = {
         key: pipeline.config[key]
-        for key in ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
+        for key in ("force_zeros_for_empty_prompt", "requires_aesthetics_score", "is_distilled")
         if key in pipeline.config
     }
     denoiser = parts.pop("unet" if "unet" in parts else "transformer")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import (
     ChromaTransformer2DModel,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -34,6 +35,7 @@ SUPPORTED = {
         *("down_block_additional_residuals", "mid_block_additional_residual"),
     },
     FluxTransformer2DModel: {*FLUX, "hidden_states", "pooled_projections", "guidance"},
+    Flux2Transformer2DModel: {"hidden_states", "guidance", "img_ids", "txt_ids", "joint_attention_kwargs"},
     ChromaTransformer2DModel: {*FLUX, "hidden_states", "attention_mask"},
     SD3Transformer2DModel: {
         *("hidden_states", "pooled_projections", "block_controlnet_hidden_states"),
@@ -47,8 +49,11 @@ SUPPORTED = {
 }
 REFUSED = {
     QwenImageTransformer2DModel: {"guidance", "additional_t_cond"},
+    Flux2Transformer2DModel: {"kv_cache", "kv_cache_mode", "num_ref_tokens", "ref_fixed_timestep"},
     ZImageTransformer2DModel: {"siglip_feats", "image_noise_mask", "patch_size", "f_patch_size"},
 }
+APART = {QwenImageTransformer2DModel, ZImageTransformer2DModel, Flux2Transformer2DModel}
+"""With tests of their own."""
 ALWAYS = {"self", "timestep", "encoder_hidden_states", "return_dict"}
 RENAMED = {ZImageTransformer2DModel: {"self", "x", "t", "cap_feats", "return_dict"}}
 
@@ -76,7 +81,7 @@ def test_every_supported_argument_is_compared_bit_for_bit() -> None:
     for case in TRANSFORMERS.values():
         model = case.build()
         given[type(model)] |= set(case.plain(model)) | set(case.give(model, 35))
-    for cls in SUPPORTED.keys() - {QwenImageTransformer2DModel, ZImageTransformer2DModel}:  # tested apart
+    for cls in SUPPORTED.keys() - APART:
         assert given[cls] >= SUPPORTED[cls], cls
 
 

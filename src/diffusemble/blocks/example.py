@@ -59,13 +59,13 @@ def _unet(config: Any, latents: tuple[int, int], clip_tokens: int, zeros: Zeros)
 
 
 def _flux(config: Any, latents: tuple[int, int], clip_tokens: int, zeros: Zeros) -> Call:
-    height, width = latents[0] // 2, latents[1] // 2
+    height, width, axes = latents[0] // 2, latents[1] // 2, len(config.axes_dims_rope)
     inputs = {
         "encoder_hidden_states": zeros(LONG_PROMPT, config.joint_attention_dim),
-        "img_ids": zeros(height * width, 3)[0],
-        "txt_ids": zeros(LONG_PROMPT, 3)[0],
+        "img_ids": zeros(height * width, axes)[0],
+        "txt_ids": zeros(LONG_PROMPT, axes)[0],
     }
-    if "pooled_projection_dim" in config:  # Chroma has neither
+    if "pooled_projection_dim" in config:  # Chroma and FLUX.2 have none
         inputs["pooled_projections"] = zeros(config.pooled_projection_dim)
     if config.get("guidance_embeds", False):
         inputs["guidance"] = zeros()
@@ -93,6 +93,7 @@ _INPUTS: Mapping[str, Any] = {
     "UNet2DConditionModel": _unet,
     "ControlNetModel": _unet,
     "FluxTransformer2DModel": _flux,
+    "Flux2Transformer2DModel": _flux,
     "FluxControlNetModel": _flux,
     "ChromaTransformer2DModel": _flux,
     "QwenImageTransformer2DModel": _qwen,

@@ -96,7 +96,7 @@ class FluxBlocks(StreamBlocks):
             ValueError: an argument that the schedule does not know, that is missing, or that changes nothing.
         """
         model, given = self.denoiser, self._taken(inputs)
-        _check_guidance(model, given)
+        check_guidance(model, given)
         image = model.x_embedder(rows(sample))
         scaled = [timestep] + ([given["guidance"]] if "guidance" in given else [])
         time = model.time_text_embed(*(value.to(image.dtype) * 1000 for value in scaled), given["pooled_projections"])
@@ -122,9 +122,9 @@ class FluxBlocks(StreamBlocks):
 
 
 def _grid(ids: Tensor | None, length: int) -> Grid:
-    """Height and width of the grid that positions ``[l 3]`` (picture, row, column) describe, row by row."""
+    """Height and width of the grid that positions (picture, row, column, ...) ``[l 3]`` describe, row by row."""
     if ids is None:
-        raise ValueError("FLUX needs img_ids, the place [l 3] of every image token. Pass what the pipeline passes.")
+        raise ValueError("FLUX needs img_ids, the place of every image token. Pass what the pipeline passes.")
     ids = _flat(ids)
     if len(ids) != length:
         raise ValueError(f"img_ids has {len(ids)} rows, but the latents have {length} tokens. Give one row per token.")
@@ -134,8 +134,8 @@ def _grid(ids: Tensor | None, length: int) -> Grid:
     if not whole or (places[:, :, 1] != places[:, :1, 1]).any() or (places[:, :, 2] != places[:1, :, 2]).any():
         raise ValueError(
             "img_ids is not the grid of one picture, row by row, so there is no map to weigh experts on. Give one row "
-            "(picture, row, column) for each place; pictures beside the one that is drawn (FLUX Kontext) are not "
-            "supported."
+            "(picture, row, column) for each place; pictures beside the one that is drawn (FLUX Kontext, editing with "
+            "FLUX.2) are not supported."
         )
     return length // width, width
 
@@ -145,7 +145,12 @@ def _flat(ids: Tensor) -> Tensor:
     return ids[0] if ids.ndim == 3 else ids
 
 
-def _check_guidance(model: FluxTransformer2DModel, given: Inputs) -> None:
+def check_guidance(model: Any, given: Inputs) -> None:
+    """Make sure that a guidance scale is given if, and only if, the transformer is told one.
+
+    Raises:
+        ValueError: it is missing, or would change nothing.
+    """
     if model.config.guidance_embeds and "guidance" not in given:
         raise ValueError("This FLUX transformer has a guidance embedding: pass guidance [b], such as 3.5.")
     if not model.config.guidance_embeds and "guidance" in given:

@@ -112,6 +112,21 @@ class WideText:
         return {**inputs, "encoder_hidden_states": pack_text(text.chunk(n, dim=2))}
 
 
+class CountedText:
+    """How a pipeline packs text whose tokens it numbers (FLUX.2): expert by expert, but counting on from one to the
+    next.
+    """
+
+    def sorted(self, inputs: Mapping[str, Any], n: int) -> dict[str, Any]:
+        """``inputs`` of a denoiser with the numbers of one expert's tokens, which are everybody's."""
+        ids = inputs["txt_ids"]
+        return {**inputs, "txt_ids": ids[..., : ids.shape[-2] // n, :]}
+
+
+TextLayout = PartwiseText | WideText | CountedText
+"""How a pipeline packs the text of all experts."""
+
+
 def split_named(inputs: Mapping[str, Any], widths: Mapping[str, int | None], n: int) -> tuple[dict[str, Any], ...]:
     """One set of inputs per expert, in which packed inputs (where they are given) are cut.
 

@@ -33,7 +33,7 @@ class Constants:
         arguments: what every block takes after image tokens, text tokens and time.
         residuals: what a ControlNet adds after a block, ``[b l c]`` by the block's name.
         skipped: names of the blocks that leave everything as it is.
-        modulations: what the time does to all blocks, where it is computed at once (Chroma).
+        modulations: what the time does to all blocks, where it is computed at once (Chroma, FLUX.2).
     """
 
     arguments: tuple[Any, ...] = ()

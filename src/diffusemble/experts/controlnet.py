@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import OrderedDict
 from typing import Any
 
 from torch import nn
 
-from diffusemble.blocks.packing import PartwiseText, WideText, unpack_text
+from diffusemble.blocks.packing import TextLayout, unpack_text
 
 
-def reading_first(controlnet: Any, n: int, layout: PartwiseText | WideText | None = None) -> Any:
+def reading_first(controlnet: Any, n: int, layout: TextLayout | None = None) -> Any:
     """``controlnet``, reading only the first of n packed texts; the weights are shared with the one given.
 
     Pipelines hand a ControlNet the denoiser's text. It was trained on one text encoder's output, so it gets one. It
@@ -25,8 +26,11 @@ def reading_first(controlnet: Any, n: int, layout: PartwiseText | WideText | Non
     if isinstance(controlnet, (list, tuple)):
         return [reading_first(one, n, layout) for one in controlnet]
 
+    names = tuple(inspect.signature(type(controlnet).forward).parameters)[1:]
+
     def unpack(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, _of_first(given if layout is None else layout.sorted(given, n), n)
+        named = dict(zip(names, args, strict=False)) | given  # Z-Image's pipelines name nothing
+        return (), _of_first(named if layout is None else layout.sorted(named, n), n)
 
     twin = copy.copy(controlnet)
     # The copy shares its tables with the original; a hook of its own must not appear there.
@@ -41,6 +45,8 @@ def _of_first(given: dict[str, Any], n: int) -> dict[str, Any]:
     for name in ("encoder_hidden_states", "pooled_projections"):
         if own.get(name) is not None:
             own[name] = unpack_text(own[name], n)[0]
+    if own.get("cap_feats") is not None:
+        own["cap_feats"] = [caption.chunk(n, dim=1)[0].contiguous() for caption in own["cap_feats"]]
     if own.get("txt_ids") is not None:
         ids = own["txt_ids"]
         own["txt_ids"] = ids[..., : own["encoder_hidden_states"].shape[1], :]

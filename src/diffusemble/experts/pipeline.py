@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from diffusemble.blocks.packing import PartwiseText, WideText
+from diffusemble.blocks.packing import CountedText, PartwiseText, TextLayout, WideText
 from diffusemble.experts.controlnet import reading_first
 from diffusemble.experts.every_expert import reaching_every_expert
 from diffusemble.experts.expert import Expert
-from diffusemble.experts.text import PackedTextEncoder, WideTextEncoder
+from diffusemble.experts.text import LayeredTextEncoder, PackedTextEncoder, WideTextEncoder
 
 _ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 
@@ -21,8 +21,10 @@ _SPARED = ("text_encoder_3", "tokenizer_3")  # SD3 without T5, which its constru
 _WIDE = (
     "ChromaTransformer2DModel",
     "QwenImageTransformer2DModel",
-)  # whose pipelines count the tokens of the prompt to build a mask
+    "ZImageTransformer2DModel",
+)  # whose pipelines count the tokens of the prompt, to build a mask or to cut it
 
+_COUNTED = ("Flux2Transformer2DModel",)  # whose pipelines number the tokens, and read several layers of the encoder
 
 _ONE_READER = ("StableDiffusionGLIGENPipeline", "StableDiffusionGLIGENTextImagePipeline")
 
@@ -50,6 +52,11 @@ def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, c
             f"{cls.__name__} reads the phrases of its boxes with one text encoder, and these {len(denoiser.experts)} "
             f"experts have one each. Draw with ensemble.pipeline() and the control of this library, "
             f"diffusemble.controls.pipeline_with(pipe, [Gligen.from_pretrained(...)])."
+        )
+    if cls.__name__.startswith("ZImage") and type(denoiser.aggregator).__name__ == "MagicFusion":
+        raise ValueError(
+            f"MagicFusion reads what guidance puts into one call, without the prompt and then with it, and "
+            f"{cls.__name__} puts them the other way round. Choose another aggregator, such as sabw or mean."
         )
     parameters = inspect.signature(cls).parameters
     place = "unet" if "unet" in parameters else "transformer"
@@ -84,8 +91,10 @@ def _text_encoders(experts: Sequence[Expert]) -> dict[str, nn.Module]:
                 f"Expert {without!r} has no {part}, but others have one. Every expert reads the prompt by itself: load "
                 f"all of them with it, or all without."
             )
-        if encoders and _is_wide(experts[0]):
+        if encoders and _kind(experts[0]) in _WIDE:
             packed[part] = WideTextEncoder(encoders)
+        elif encoders and _kind(experts[0]) in _COUNTED:
+            packed[part] = LayeredTextEncoder(encoders)
         elif encoders:
             tokenizer = experts[0].components[tokens]
             fixed = hasattr(encoders[0].config, "max_position_embeddings")  # CLIP; T5 takes any length
@@ -94,15 +103,18 @@ def _text_encoders(experts: Sequence[Expert]) -> dict[str, nn.Module]:
     return packed
 
 
-def _is_wide(expert: Expert) -> bool:
-    return type(expert.denoiser).__name__ in _WIDE
+def _kind(expert: Expert) -> str:
+    return type(expert.denoiser).__name__
 
 
-def _layout(first: Expert, parts: Mapping[str, Any], partwise: bool) -> PartwiseText | WideText | None:
+def _layout(first: Expert, parts: Mapping[str, Any], partwise: bool) -> TextLayout | None:
     """How the pipeline packs: SD3's takes the tokens of all experts' CLIP encoders, then those of their T5 encoders."""
-    if _is_wide(first):
+    if _kind(first) in _WIDE:
         denoiser: Any = first.denoiser
-        return WideText(denoiser.config.joint_attention_dim)
+        width = denoiser.config.get("joint_attention_dim")  # Z-Image's schedule reads the experts side by side itself
+        return None if width is None else WideText(width)
+    if _kind(first) in _COUNTED:
+        return CountedText()
     if not partwise:
         return None
     pooled = tuple(first.components[name].config.projection_dim for name in ("text_encoder", "text_encoder_2"))

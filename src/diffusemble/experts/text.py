@@ -127,3 +127,24 @@ class WideTextEncoder(PackedTextEncoder):
             return BaseModelOutput(last_hidden_state=torch.cat([out.last_hidden_state for out in outputs], dim=2))
         layers = zip(*(out.hidden_states for out in outputs), strict=True)
         return BaseModelOutput(hidden_states=tuple(torch.cat(layer, dim=2) for layer in layers))
+
+
+class LayeredTextEncoder(PackedTextEncoder):
+    """The same for language models, of which pipelines read several layers at once (FLUX.2): each of them packed along
+    the tokens.
+    """
+
+    def __init__(self, encoders: Sequence[nn.Module]) -> None:
+        super().__init__(encoders, None, -1)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool = True,
+        use_cache: bool = False,
+    ) -> Any:
+        """Encode ``input_ids [b s]`` with every encoder."""
+        outputs = self._read(input_ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=use_cache)
+        layers = zip(*(out.hidden_states for out in outputs), strict=True)
+        return BaseModelOutput(hidden_states=tuple(pack_text(layer) for layer in layers))

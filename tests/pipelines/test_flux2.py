@@ -1,0 +1,86 @@
+"""Ensembles of FLUX.2 models in unmodified diffusers pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusemble import EnsembleDenoiser, pack_text
+from diffusemble.config.generate import GenerateConfig
+from diffusemble.drawing import draw as draw_prompts
+from diffusemble.experts.expert import Expert
+from tiny import as_expert
+from tiny_flux2 import tiny_flux2_pipeline
+from unet_inputs import randn
+
+
+def draw(pipeline: Any, **options: Any) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {
+        "prompt": ["a red fox at night", "an owl"],
+        "guidance_scale": 3.0,
+        "num_images_per_prompt": 2,
+        "height": 16,
+        "width": 24,
+        "num_inference_steps": 2,
+        "output_type": "np",
+        "max_sequence_length": 48,
+        "generator": torch.Generator().manual_seed(11),
+    }
+    return pipeline(**{**settings, **options}).images
+
+
+def frozen(pipeline: Any) -> Any:
+    """A pipeline whose transformer needs no gradients, as an ensemble's experts."""
+    pipeline.transformer.requires_grad_(False)
+    return pipeline
+
+
+@pytest.mark.parametrize("distilled", [False, True], ids=["base", "distilled"])
+def test_copies_of_one_expert_draw_what_it_draws(distilled: bool) -> None:
+    whole = frozen(tiny_flux2_pipeline(is_distilled=distilled))
+    one = as_expert(whole)
+    twin = Expert("twin", one.denoiser, one.components, one.pipeline_class)
+    expected = draw(whole)
+    assert expected.std() > 0.03
+    np.testing.assert_array_equal(draw(EnsembleDenoiser([one]).pipeline()), expected)
+    np.testing.assert_array_equal(draw(EnsembleDenoiser([one, twin]).pipeline()), expected)
+
+
+def test_every_expert_reads_the_prompt_with_its_own_encoder() -> None:
+    wholes = [tiny_flux2_pipeline(seed) for seed in (1, 2)]
+    ensemble = EnsembleDenoiser([as_expert(whole, f"expert {number}") for number, whole in enumerate(wholes)])
+    pipeline = ensemble.pipeline()
+    with torch.no_grad():
+        text, ids = pipeline.encode_prompt("a red fox", max_sequence_length=48)
+        own, own_ids = zip(*(whole.encode_prompt("a red fox", max_sequence_length=48) for whole in wholes), strict=True)
+        places = torch.cartesian_prod(torch.arange(1), torch.arange(4), torch.arange(6), torch.arange(1))
+        call = {"hidden_states": randn(1, 24, 16), "timestep": torch.tensor([0.7]), "img_ids": places}
+        piped = pipeline.transformer(**call, encoder_hidden_states=text, txt_ids=ids).sample
+        by_hand = ensemble(**call, encoder_hidden_states=pack_text(own), txt_ids=own_ids[0]).sample
+    assert torch.equal(piped, by_hand)
+    assert not torch.equal(own[0], own[1])
+    assert ids.shape[1] == 2 * own_ids[0].shape[1]
+
+
+def test_generate_draws_with_guidance() -> None:
+    experts = [as_expert(tiny_flux2_pipeline(seed), f"expert {seed}") for seed in (1, 2)]
+    settings = {"prompts": ("a red fox",), "steps": 2, "height": 16, "width": 24, "device": "cpu"}
+
+    def picture(**change: Any) -> np.ndarray:
+        (found,) = draw_prompts(EnsembleDenoiser(experts), GenerateConfig(**{**settings, **change}))
+        return np.asarray(found.image).astype(int)
+
+    assert np.abs(picture(guidance=1.0) - picture(guidance=4.0)).max() > 0
+    with pytest.raises(ValueError, match=r"negative: Flux2KleinPipeline .* takes no negative prompt"):
+        picture(guidance=4.0, negative="an owl")
+
+
+def test_pictures_beside_the_one_that_is_drawn_are_refused() -> None:
+    pipeline = EnsembleDenoiser([as_expert(tiny_flux2_pipeline())]).pipeline()
+    with pytest.raises(ValueError, match=r"pictures beside the one that is drawn .*FLUX.2.* are not supported"):
+        draw(pipeline, prompt="a fox", num_images_per_prompt=1, image=Image.new("RGB", (64, 64)))
