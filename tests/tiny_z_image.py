@@ -70,9 +70,9 @@ def tiny_z_image_pipeline(seed: int = 0, **parts: Any) -> ZImagePipeline:
     return pipeline
 
 
-def z_image_controlnet(seed: int = 21) -> ZImageControlNetModel:
+def z_image_controlnet(**config: Any) -> ZImageControlNetModel:
     """A ControlNet of two layers for these latents."""
-    torch.manual_seed(seed)
+    torch.manual_seed(21)
     sizes = {key: TRANSFORMER[key] for key in ("dim", "n_refiner_layers", "n_heads", "n_kv_heads")}
     places = {"control_layers_places": [0, 2], "control_in_dim": TRANSFORMER["in_channels"]}
-    return randomised(ZImageControlNetModel(**sizes, **places), seed)
+    return randomised(ZImageControlNetModel(**{**sizes, **places, **config}), 21)

@@ -95,7 +95,8 @@ def draw_by(
 
         with record_attention(stages.ensemble) if choice else nullcontext() as maps:
             images = _run(stages, part, config, report)
-        kept = _keep(maps, choice, len(part), config) if maps and choice else [()] * len(part)
+        prompts = slice(len(part)) if _is_z_image(stages.first) else slice(-len(part), None)  # guidance asks for more
+        kept = _keep(maps, choice, prompts, config) if maps and choice else [()] * len(part)
         pictures += [Picture(image, *job, maps=own) for image, job, own in zip(images, part, kept, strict=True)]
     return tuple(pictures)
 
@@ -187,12 +188,14 @@ def guidance_of(pipeline: Any, scale: float, negative: Sequence[str]) -> dict[st
     """How this pipeline is told the guidance scale and what not to draw, which is ``""`` for nothing.
 
     FLUX.1 dev guides itself. Beside Chroma, which has to be asked twice, it is told guidance 1, which adds nothing.
+    Z-Image's pipelines are told how much is added to the prompt's prediction, so that none is 0.
 
     Raises:
         ValueError: something not to draw, for a FLUX whose guidance is built in.
     """
     if not _known(pipeline, {"true_cfg_scale": None}):
-        return {"guidance_scale": scale, **({"negative_prompt": list(negative)} if any(negative) else {})}
+        told = scale - 1 if _is_z_image(pipeline) else scale
+        return {"guidance_scale": told, **({"negative_prompt": list(negative)} if any(negative) else {})}
     first, *others = getattr(pipeline.transformer, "denoisers", None) or [pipeline.transformer]
     built_in = first.config.get("guidance_embeds", False)
     if not built_in or any("guidance_embeds" not in other.config for other in others):
@@ -206,6 +209,10 @@ def guidance_of(pipeline: Any, scale: float, negative: Sequence[str]) -> dict[st
     return {"guidance_scale": scale}
 
 
+def _is_z_image(pipeline: Any) -> bool:
+    return bool(_known(pipeline, {"cfg_truncation": None}))
+
+
 def _length(pipeline: Any) -> dict[str, int]:
     """T5's part of the prompt: as long as the pipeline says, but no longer than the tokenizer."""
     limit = inspect.signature(type(pipeline).__call__).parameters.get("max_sequence_length")
@@ -216,18 +223,17 @@ def _length(pipeline: Any) -> dict[str, int]:
     return {"max_sequence_length": min(limit.default, tokenizer.model_max_length)}
 
 
-def _keep(maps: AttentionMaps, choice: MapChoice, batch: int, config: GenerateConfig) -> list[tuple[PointMaps, ...]]:
+def _keep(maps: AttentionMaps, choice: MapChoice, rows: slice, config: GenerateConfig) -> list[tuple[PointMaps, ...]]:
     def at(point: int, step: int) -> Tensor:
         # PNDM evaluates its second time twice; FLUX's guidance calls for the negative prompt after the prompt's call.
         calls, extra = divmod(len(maps[point]), config.steps)
-        # The last `batch` maps are those of the prompts; guidance in one call puts the negative ones before them.
-        return maps[point][0 if step == 1 else (step - 1) * calls + extra][-batch:]
+        return maps[point][0 if step == 1 else (step - 1) * calls + extra][rows]
 
     def of(image: int) -> Iterator[PointMaps]:
         for point, name in choice.points.items():
             yield PointMaps(name, choice.steps, tuple(at(point, step)[image] for step in choice.steps))
 
-    return [tuple(of(image)) for image in range(batch)]
+    return [tuple(of(image)) for image in range(rows.stop or -rows.start)]
 
 
 def _spread(values: Sequence[Any], count: int) -> list[Any]:

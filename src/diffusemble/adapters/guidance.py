@@ -31,8 +31,8 @@ def guidance_interval(pipeline: Any, start: float = 0.0, stop: float = 1.0) -> I
     """
     if not 0 <= start <= stop <= 1:
         raise ValueError(f"A guidance interval is 0 <= start <= stop <= 1, shares of the steps; got {start}, {stop}.")
-    if not hasattr(type(pipeline), "do_classifier_free_guidance") or type(pipeline).__name__.startswith("Chroma"):
-        # Chroma's pipelines ask for the two halves one after the other.
+    apart = type(pipeline).__name__.startswith(("Chroma", "ZImage"))  # one half after the other, or lists of pictures
+    if apart or not hasattr(type(pipeline), "do_classifier_free_guidance"):
         raise ValueError(
             f"{type(pipeline).__name__} has no classifier-free guidance in one call of two halves that an interval "
             f"could switch off. Leave the interval out."

@@ -19,6 +19,11 @@ _ONE_MODEL = {
     ),
 }
 _EACH = "it belongs to one model"
+_OF_THE_FIRST = (
+    *("in_channels", "t_scale", "t_embedder", "all_x_embedder", "cap_embedder", "rope_embedder"),
+    *("noise_refiner", "context_refiner", "x_pad_token", "cap_pad_token"),
+)
+"""What Z-Image's pipelines and its ControlNet, which refines latents and captions of one model, read of a denoiser."""
 
 
 def _on_every_expert(name: str) -> Callable[..., None]:
@@ -209,6 +214,8 @@ class Switches(ModelMixin):
             return super().__getattr__(name)
         except AttributeError as error:
             first = next(iter(self.__dict__.get("_modules", {}).get("denoisers", ())), None)
+            if name in _OF_THE_FIRST and hasattr(first, name):
+                return getattr(first, name)
             if name.startswith("__") or not (hasattr(type(first), name) or name in getattr(first, "_modules", ())):
                 raise
             raise AttributeError(
