@@ -15,7 +15,7 @@ from diffusemble.experts.additions.formulas import difference
 from diffusemble.experts.additions.lora import add_lora
 from diffusemble.experts.formats.header import read_header
 from diffusemble.experts.inspection.folders import inspect
-from experts.small import small_unet
+from tiny import small_unet
 from tiny_dit import tiny_flux_pipeline
 
 

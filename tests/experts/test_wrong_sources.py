@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from diffusemble import load_experts
 from diffusemble.experts.folder import first_sentence
 from diffusemble.experts.inspection.folders import inspect
-from experts.small import small_pipeline
+from diffusemble.experts.sources import Source, parse_source
 from ldm import save_ldm
+from tiny import small_pipeline
 
 
 def copied(models: Path, tmp_path: Path) -> Path:
@@ -40,6 +41,32 @@ def copied(models: Path, tmp_path: Path) -> Path:
 def test_a_wrong_source_is_named(given: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_experts([given])
+
+
+@pytest.mark.parametrize("given", ["models/foto", "modles/photo"])
+def test_a_misspelt_path_is_named_with_what_lies_there(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models/photo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    near = "photo" if given == "models/foto" else "models"
+    with pytest.raises(ValueError, match=rf"{given} .*\(did you mean '{near}'\?\)"):
+        load_experts(given)
+    assert f"did you mean '{near}'?" in str(next(inspect(given)).problem)
+
+
+def test_where_a_folder_of_the_first_name_is_here_no_hub_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models/photo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the hub was asked"))
+    message = r"There is no file or folder models/foto .*\(a hub repository of this name: models/foto@main\)"
+    with pytest.raises(ValueError, match=message):
+        load_experts("models/foto")
+    with pytest.raises(ValueError, match=r"no .safetensors file models/foto to add to zoo:people .*mean 'photo'"):
+        load_experts("zoo:people+vae=models/foto")
+    assert parse_source("models/foto@main") == (Source("hub", "models/foto", "main"),)
 
 
 def test_no_source_is_refused() -> None:

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 
 from diffusemble.experts.checksums import read_index, variant_of
-from diffusemble.experts.sources import INDEX, Source
+from diffusemble.experts.sources import INDEX, Source, near
 
 NOTHING: Mapping[str, Any] = {}
 _DESCRIBED = {"text": ("config.json",), "tokenizer": ("vocab.json", "tokenizer.json", "*.model")}
@@ -183,6 +183,7 @@ def first_sentence(error: Exception) -> str:
 
 def _not_on_hub(source: Source, error: Exception) -> str:
     return (
-        f"{source} is not a local path, and no repository with safetensors weights could be fetched under this name "
-        f"({first_sentence(error)}). Check the spelling, the connection, and for gated models `hf auth login`."
+        f"{source} is not a local path{near(source.where)}, and no repository with safetensors weights could be "
+        f"fetched under this name ({first_sentence(error)}). Check the spelling, the connection, and for gated models "
+        f"`hf auth login`."
     )

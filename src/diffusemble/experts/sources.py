@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from diffusemble.config.schema import nearest
 from diffusemble.experts.formats.header import CONVERT, PICKLES, misnamed
 
 Kind = Literal["folder", "hub", "file", "zoo"]
@@ -117,8 +118,16 @@ def is_file(text: str) -> bool:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text is the id of a hub repository and nothing that lies here."""
-    return _HUB_ID.fullmatch(text) is not None and not text.endswith(".safetensors") and not Path(text).exists()
+    """Whether a text is the id of a hub repository and nothing that lies, or should lie, here."""
+    return _hub(text) is not None and not Path(text).exists()
+
+
+def near(where: str) -> str:
+    """A hint for error messages: what lies where a path leads nowhere, and is called nearly so; or nothing."""
+    path = Path(where).expanduser()
+    while not path.parent.is_dir():
+        path = path.parent
+    return nearest(path.name, (one.name for one in path.parent.iterdir()))
 
 
 def parse_addition(text: str, model: str) -> Addition:
@@ -142,8 +151,8 @@ def parse_addition(text: str, model: str) -> Addition:
     known = path.is_file() or (role is not None and (path.is_dir() or elsewhere))
     if not known:
         raise ValueError(
-            f"There is no .safetensors file {where} to add to {model} (looked in {Path.cwd()}). Behind a plus sign "
-            f"comes a LoRA, LyCORIS, textual inversion or VAE, for example {model}+style.safetensors:0.7."
+            f"There is no .safetensors file {where} to add to {model} (looked in {Path.cwd()}){near(where)}. Behind a "
+            f"plus sign comes a LoRA, LyCORIS, textual inversion or VAE, for example {model}+style.safetensors:0.7."
         )
     return Addition(where, _weight(weight, where, model), "vae" if role else None)
 
@@ -188,12 +197,20 @@ def _models(given: str | Path) -> tuple[Source, ...]:
         return (_file(path),)
     if path.suffix in PICKLES:
         raise ValueError(f"{text} {_PICKLE}")
-    hub = _HUB_ID.fullmatch(text) if isinstance(given, str) and path.suffix != ".safetensors" else None
+    hub = _hub(text) if isinstance(given, str) else None
     if hub is None:
+        pinned = "" if _HUB_ID.fullmatch(text) is None else f" (a hub repository of this name: {text}@main)"
         raise ValueError(
-            f"There is no file or folder {text} (looked in {Path.cwd()}). Check the path; a source is {_ACCEPTED}."
+            f"There is no file or folder {text} (looked in {Path.cwd()}){near(text)}. Check the path; a source is "
+            f"{_ACCEPTED}{pinned}."
         )
     return (Source("hub", hub["repository"], hub["revision"]),)
+
+
+def _hub(text: str) -> re.Match[str] | None:
+    """The parts of a hub id; None where a folder of its first name is here, which must be what is meant."""
+    found = None if text.endswith(".safetensors") else _HUB_ID.fullmatch(text)
+    return None if found is None or (found["revision"] is None and Path(text).parent.is_dir()) else found
 
 
 def _from_zoo(name: str) -> tuple[Source, ...]:

@@ -11,7 +11,7 @@ from diffusemble.experts.formats.families import family_of_config
 from diffusemble.experts.formats.header import PICKLES, read_header
 from diffusemble.experts.inspection.files import inspect_file, prediction_of
 from diffusemble.experts.inspection.report import Part, Report, joined, part_of
-from diffusemble.experts.sources import INDEX, parse_source
+from diffusemble.experts.sources import INDEX, near, parse_source
 
 _ENSEMBLE, _AGGREGATOR, _MERGED = "ensemble.json", "aggregator.safetensors", "merge.json"
 _MODELS = (".safetensors", ".sft", ".gguf", *PICKLES)
@@ -35,7 +35,8 @@ def inspect(path: str | Path, hashed: bool = True) -> Iterator[Report]:
             yield inspect_file(place, hashed)
         elif not place.is_dir():
             yield Report(
-                str(path), problem=f"There is no file or folder {path} (looked in {Path.cwd()}). Check the path."
+                str(path),
+                problem=f"There is no file or folder {path} (looked in {Path.cwd()}){near(str(path))}. Check the path.",
             )
         elif (place / _ENSEMBLE).is_file():
             yield _of_ensemble(place, hashed)
