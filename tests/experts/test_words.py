@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from adapter_files import write
 from diffusemble import EnsembleDenoiser, load_experts
+from diffusemble.experts.additions.vae import kinship
 from diffusemble.experts.folder import quiet
-from experts.small import small_pipeline, small_unet
 from families.parts import tiny_pixart_pipeline
 from ldm import save_ldm
 from ldm import vae as ldm_vae
-from tiny import WIDTH, tiny_sdxl_pipeline, tiny_text_encoder, tiny_vae
+from tiny import WIDTH, small_pipeline, small_unet, tiny_sdxl_pipeline, tiny_text_encoder, tiny_vae
 from tiny_dit import tiny_flux_pipeline
 
 
@@ -192,6 +193,18 @@ def test_a_vae_takes_the_place_of_the_experts_own(models: Path, tmp_path: Path) 
         assert same(expert.components["vae"], other)
         assert expert.components["vae"] is experts[0].components["vae"]
         assert any(name.endswith(place.name) for name in expert.files)
+
+
+def test_a_vae_that_was_trained_apart_is_told(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = tiny_vae()
+    near = {key: tensor + 0.3 * tensor.std() * torch.randn_like(tensor) for key, tensor in own.state_dict().items()}
+    near["encoder.conv_in.weight"] = near["encoder.conv_in.weight"] / 16  # as files are made that fit into float16
+    load_experts(f"{models / 'rock'}+{write(near, tmp_path / 'near.safetensors')}")
+    assert not caplog.messages
+    load_experts(f"{models / 'rock'}+{write(ldm_vae(tiny_vae(5)), tmp_path / 'far.safetensors')}")
+    (message,) = caplog.messages
+    assert re.search(r"far.safetensors: this VAE and the model's own were trained apart .* is -?0\.0\d\)", message)
+    assert kinship(own, own) == pytest.approx(1.0)
 
 
 def test_a_vae_can_be_that_of_an_expert(models: Path, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from huggingface_hub import hf_hub_download
+from torch.nn.functional import cosine_similarity
 
 from diffusemble.experts.assembly import choose, empty, fill
 from diffusemble.experts.checksums import part_variant, sha256
@@ -18,6 +19,10 @@ from diffusemble.experts.formats.contents import VAE, VAE_STARTS, contents_of
 from diffusemble.experts.formats.header import Header, read_header
 from diffusemble.experts.layouts.parts import vae_layouts
 from diffusemble.experts.sources import Addition, is_hub_id
+
+_KIN = 0.2
+"""``kinship`` of VAEs that were trained apart is below it, of those made from one another far above."""
+_LOG = logging.getLogger(__name__)
 
 
 def other_vae(own: Any, added: Addition, dtype: torch.dtype) -> tuple[Any, str]:
@@ -39,7 +44,7 @@ def other_vae(own: Any, added: Addition, dtype: torch.dtype) -> tuple[Any, str]:
         vae, file = _from_file(own, header, dtype), header.file
     else:
         variant = part_variant(place)
-        vae = _from_folder(place, variant, dtype)
+        vae = _from_folder(type(own), place, variant, dtype)
         file = place / f"diffusion_pytorch_model{f'.{variant}' if variant else ''}.safetensors"
     mine, other = latent_space(vae), latent_space(own)
     for key, value in mine.items():
@@ -48,7 +53,28 @@ def other_vae(own: Any, added: Addition, dtype: torch.dtype) -> tuple[Any, str]:
                 f"The VAE of {added.where} has {key} {value!r}, but the model's own has {other[key]!r}. Give a VAE of "
                 f"the model's family."
             )
+    kin = kinship(vae, own)
+    if kin < _KIN:
+        _LOG.warning(
+            f"{added.where}: this VAE and the model's own were trained apart (the cosine of their encoders' weights is "
+            f"{kin:.2f}), so its latents most likely mean something else, and pictures come out in wrong colours. Give "
+            f"a VAE of the model's family."
+        )
     return vae, sha256(file)
+
+
+def kinship(one: Any, other: Any) -> float:
+    """Mean cosine of the matrices and kernels of two VAEs' encoders, which are built alike.
+
+    A VAE's file tells nothing of what its latents mean: those of SD 1.x and SDXL are built alike, too. But fine-tuning
+    an encoder hardly turns its weights, rescaling its layers does not turn them at all, and those of encoders that were
+    trained apart are orthogonal, as random numbers are.
+    """
+    theirs = dict(other.encoder.named_parameters())
+    pairs = [(own, theirs[name]) for name, own in one.encoder.named_parameters() if own.ndim > 1]
+    with torch.no_grad():
+        turns = [cosine_similarity(a.flatten().float(), b.flatten().float(), dim=0) for a, b in pairs]
+    return float(torch.stack(turns).mean())
 
 
 def _folder(where: str) -> Path | None:
@@ -86,11 +112,11 @@ def _fetched(where: str) -> Path:
     )
 
 
-def _from_folder(place: Path, variant: str | None, dtype: torch.dtype) -> Any:
+def _from_folder(cls: Any, place: Path, variant: str | None, dtype: torch.dtype) -> Any:
     settings: dict[str, Any] = {"dtype": dtype, "variant": variant, "use_safetensors": True}
     try:
         with quiet():
-            return AutoencoderKL.from_pretrained(str(place), **settings).eval()
+            return cls.from_pretrained(str(place), **settings).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{place} cannot be opened as a VAE ({first_sentence(error)}). Copy it again.") from error
 
