@@ -84,7 +84,7 @@ def what(shapes: dict[str, tuple[int, ...]]) -> str:
         ("transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight", 1536, "SD 3 or 3.5"),
         ("diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight", 3072, "FLUX.1"),
         ("diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight", 6144, "FLUX.2"),
-        ("diffusion_model.layers.0.attention.to_q.lora_A.weight", 3840, "Z-Image or Lumina 2"),
+        ("diffusion_model.layers.0.attention.to_q.lora_A.weight", 3840, "Z-Image"),
         ("diffusion_model.blocks.0.cross_attn.k.lora_A.weight", 5120, "Wan"),
         ("unet.input_blocks.4.1.transformer_blocks.0.attn2.to_k.lora_down.weight", 768, "SD 1.x"),
         ("unet.input_blocks.4.1.transformer_blocks.0.attn1.to_q.lora_down.weight", 640, "SDXL"),

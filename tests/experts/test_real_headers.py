@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from accelerate import init_empty_weights
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, UNet2DConditionModel, ZImageTransformer2DModel
 
 from diffusemble.experts.formats.contents import contents_of
 from diffusemble.experts.formats.header import Form, Header
@@ -48,8 +48,9 @@ REFINER = {
         (lambda: UNet2DConditionModel(**SDXL), "SDXL", 2_567_463_684),
         (lambda: UNet2DConditionModel(**REFINER), "SDXL refiner", None),
         (lambda: FluxTransformer2DModel(guidance_embeds=True), "FLUX.1", 11_901_408_320),
+        (ZImageTransformer2DModel, "Z-Image", 6_154_908_736),
     ],
-    ids=["sd1", "sd2", "sdxl", "refiner", "flux"],
+    ids=["sd1", "sd2", "sdxl", "refiner", "flux", "z-image"],
 )
 def test_a_denoiser_of_real_size_is_recognised(build: Callable[[], Any], family: str, count: int | None) -> None:
     with init_empty_weights():

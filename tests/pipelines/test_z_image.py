@@ -141,3 +141,18 @@ def test_what_needs_the_halves_of_guidance_in_another_order_is_refused() -> None
         guidance_interval(EnsembleDenoiser(experts).pipeline(), 0.1, 0.8),
     ):
         pass
+
+
+def test_a_lora_reaches_every_expert() -> None:
+    stock, wholes = tiny_z_image_pipeline(), [tiny_z_image_pipeline() for _ in range(2)]
+    experts = [as_expert(whole, f"expert {number}") for number, whole in enumerate(wholes)]
+    together, plain = EnsembleDenoiser(experts).pipeline(), draw(stock)
+    name = "diffusion_model.layers.{}.attention.to_q.lora_{}.weight"
+    weights = {name.format(layer, "A"): randn(3, 24, seed=layer) for layer in range(3)}
+    weights |= {name.format(layer, "B"): randn(24, 3, seed=9 + layer) for layer in range(3)}
+    for pipeline in (stock, together):
+        pipeline.load_lora_weights(dict(weights), adapter_name="ink")
+        pipeline.set_adapters("ink", 0.7)
+    expected = draw(stock)
+    assert np.abs(expected - plain).max() > 1e-3
+    np.testing.assert_array_equal(draw(together), expected)

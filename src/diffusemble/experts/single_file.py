@@ -1,4 +1,4 @@
-"""Single ``.safetensors`` files as shared on model sites: SD 1.x, SD 2.x, SDXL, its refiner, SD3, SD3.5 and FLUX.
+"""Single ``.safetensors`` files as shared on model sites: of SD 1.x, FLUX, Z-Image and whatever else is loaded.
 
 Such a file holds weights without configuration, in the layout of the original code or of diffusers. The
 configuration, the tokenizers and whatever the file leaves out come from a *base*: a diffusers folder or hub repository
@@ -24,7 +24,7 @@ from diffusemble.experts.formats.contents import TEXT_STARTS, VAE_STARTS
 from diffusemble.experts.formats.header import Header, read_header
 from diffusemble.experts.formats.marks import marked_schedule
 from diffusemble.experts.layouts.origin import Layout
-from diffusemble.experts.layouts.parts import denoiser_layouts, known_tensors, text_layouts, vae_layouts
+from diffusemble.experts.layouts.parts import UNUSED, denoiser_layouts, known_tensors, text_layouts, vae_layouts
 from diffusemble.experts.shelf import Shelf
 from diffusemble.experts.sources import Source
 
@@ -84,6 +84,7 @@ def _layouts(part: str, model: nn.Module) -> list[tuple[str, Layout]]:
 def _refuse_left_over(plan: Plan, checkpoint: Checkpoint, cls: Any) -> None:
     others = tuple(start for starts in (VAE_STARTS, *TEXT_STARTS.values()) for start in starts)
     rest = plan.left_over(checkpoint, but=(*others, "model_ema.", "cond_stage", "conditioner.", "text_encoders."))
+    rest = [key for key in rest if key.removeprefix(plan.prefix) not in UNUSED]
     rest = [key for key in rest if plan.prefix or "." in key]  # buffers of the training code, marks of model sites
     if rest:
         raise ValueError(f"it has {len(rest)} tensors that {cls.__name__} does not have there, such as {rest[0]!r}")

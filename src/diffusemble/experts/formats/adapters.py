@@ -70,6 +70,7 @@ _BY_NAMES = (
 _BY_WIDTHS = (
     (r"attn2_to_[kv]$", {768: SHORT["sd1"], 1024: SHORT["sd2"], 2048: SHORT["sdxl"], 1280: SHORT["refiner"]}),
     (r"img_attn_qkv$", {6144: "FLUX.2"}),
+    (r"(?:^|_)layers_\d+_attention_(?:to_[qkv]|qkv)$", {3840: SHORT["z-image"], 2304: "Lumina 2"}),
     (r"add_q_proj$", {1536: "SD 3 or 3.5", 2432: SHORT["sd35"]}),
 )
 """By the width of what a module reads; it decides before the names."""

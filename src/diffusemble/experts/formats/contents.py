@@ -18,6 +18,7 @@ TEXT_STARTS = {
         "cond_stage_model.",
         "conditioner.embedders.0.transformer.",
         "text_encoders.clip_l.",
+        "text_encoders.qwen3_4b.",
         "text_encoder.",
     ),
     "text_encoder_2": (
@@ -38,7 +39,7 @@ _OWN = {
 _VAE_ALONE = ("encoder.conv_in.", "decoder.conv_in.", "encoder.down_blocks.", "decoder.up_blocks.")
 _CONTROLNETS = (
     *("control_model.", "controlnet_cond_embedding.", "controlnet_blocks.", "controlnet_x_embedder."),
-    *("input_hint_block.", "lllite_", "lora_controlnet"),
+    *("input_hint_block.", "lllite_", "lora_controlnet", "control_layers."),
 )
 _OTHERS = (
     (r"image_proj\.|ip_adapter\.", "IP-Adapter"),
@@ -135,6 +136,8 @@ def _looks_like_vectors(header: Header, key: str) -> bool:
 
 
 def _of_controlnet(header: Header) -> str | None:
+    if header.has("control_layers."):
+        return SHORT["z-image"]
     if header.has("control_model.label_emb.", "add_embedding."):
         return SHORT["sdxl"]
     if header.has("transformer_blocks.", "controlnet_x_embedder."):

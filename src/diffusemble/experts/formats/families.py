@@ -18,9 +18,10 @@ SHORT = {
     "flux": "FLUX.1",
     "chroma": "Chroma",
     "qwen": "Qwen-Image",
+    "z-image": "Z-Image",
 }
 DENOISER = dict.fromkeys((SHORT[one] for one in ("sd1", "sd2", "sdxl", "refiner")), "unet") | dict.fromkeys(
-    (SHORT[one] for one in ("sd3", "sd35", "flux", "chroma", "qwen")), "transformer"
+    (SHORT[one] for one in ("sd3", "sd35", "flux", "chroma", "qwen", "z-image")), "transformer"
 )
 """The families that can be loaded, with the name of the denoiser in their pipelines."""
 REPOSITORIES = {
@@ -33,6 +34,7 @@ REPOSITORIES = {
     SHORT["flux"]: "black-forest-labs/FLUX.1-dev",
     SHORT["chroma"]: "lodestones/Chroma1-HD",
     SHORT["qwen"]: "Qwen/Qwen-Image",
+    SHORT["z-image"]: "Tongyi-MAI/Z-Image-Turbo",
 }
 """Where the configuration of a family is: of its makers, and of SD 2.x, which they withdrew, a mirror."""
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.", "")
@@ -40,6 +42,7 @@ _TRANSFORMERS = {
     "FluxTransformer2DModel": SHORT["flux"],
     "ChromaTransformer2DModel": SHORT["chroma"],
     "QwenImageTransformer2DModel": SHORT["qwen"],
+    "ZImageTransformer2DModel": SHORT["z-image"],
 }
 _TWINS = {SHORT["sd1"], SHORT["sd2"]}
 _UNETS = {"original": ("input_blocks.0.", "label_emb."), "diffusers": ("conv_in.", "add_embedding.")}
@@ -49,7 +52,8 @@ _OTHERS = (
     (r"double_stream_blocks\.", "HiDream"),
     (r"double_layers\.", "AuraFlow"),
     (r"blocks\.\d+\.cross_attn\.(?:q_linear|kv_linear)", "PixArt or Sana"),
-    (r"cap_embedder\.", "Lumina 2 or Z-Image"),
+    (r"layers\.\d+\.adaLN_modulation\.0\.", SHORT["z-image"]),
+    (r"cap_embedder\.", "Lumina 2"),
     (r"txt_norm\.|transformer_blocks\.\d+\.img_mod\.", SHORT["qwen"]),
     (r"txt_in\.individual_token_refiner\.", "Hunyuan Video"),
     (r"patchify_proj\.", "LTX Video"),
@@ -107,7 +111,8 @@ def _by_names(header: Header, prefix: str, keys: list[str]) -> tuple[str, str] |
         return SHORT["sd35" if any(".norm_q." in key for key in keys) else "sd3"], "diffusers"
     foreign = _foreign(keys)
     if foreign is not None and prefix != "unet.":
-        return foreign, "diffusers" if foreign == SHORT["qwen"] else "original"
+        theirs = foreign == SHORT["qwen"] or any(key.startswith("all_x_embedder.") for key in keys)
+        return foreign, "diffusers" if theirs else "original"
     inside = any(key.startswith(("output_blocks.", "up_blocks.")) for key in keys)
     for layout, (start, added) in _UNETS.items():
         if inside and any(key.startswith(start) for key in keys):

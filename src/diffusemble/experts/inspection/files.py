@@ -25,7 +25,7 @@ from diffusemble.experts.inspection.adapters import adapter_notes
 from diffusemble.experts.inspection.report import Part, Report, part_of
 
 _MERGE = "diffusemble.merge"
-_FLOWS = (SHORT["sd3"], SHORT["sd35"], SHORT["flux"], SHORT["chroma"], SHORT["qwen"])
+_FLOWS = (SHORT["sd3"], SHORT["sd35"], SHORT["flux"], SHORT["chroma"], SHORT["qwen"], SHORT["z-image"])
 _EMA = ("model_ema.",)
 
 

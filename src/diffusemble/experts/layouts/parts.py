@@ -13,14 +13,18 @@ from diffusemble.experts.layouts.origin import Layout, same
 from diffusemble.experts.layouts.sd3 import sd3
 from diffusemble.experts.layouts.text_encoder import bare_clip, clip, embedding_t5, open_clip, t5
 from diffusemble.experts.layouts.unet import unet
+from diffusemble.experts.layouts.z_image import qwen3, z_image
 
 ORIGINAL: dict[str, Layout] = {
     "UNet2DConditionModel": unet,
     "FluxTransformer2DModel": flux,
     "ChromaTransformer2DModel": chroma,
     "SD3Transformer2DModel": sd3,
+    "ZImageTransformer2DModel": z_image,
 }
 """Layouts of the original codes, by diffusers' class."""
+UNUSED = ("norm_final.weight",)
+"""Tensors of original codes that nothing reads (Z-Image)."""
 _CLIP_L, _CLIP_G, _T5 = (f"text_encoders.{name}.transformer." for name in ("clip_l", "clip_g", "t5xxl"))
 _TEXT: dict[str, tuple[tuple[str, Layout], ...]] = {
     "text_encoder": (
@@ -29,6 +33,7 @@ _TEXT: dict[str, tuple[tuple[str, Layout], ...]] = {
         ("cond_stage_model.model.", open_clip),
         ("conditioner.embedders.0.transformer.", clip),
         (_CLIP_L, clip),
+        ("text_encoders.qwen3_4b.transformer.", qwen3),
     ),
     "text_encoder_2": (
         ("conditioner.embedders.1.model.", open_clip),
