@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from diffusemble.blocks.base import Call
 from diffusemble.blocks.example import CLIP_PROMPT, example
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.ensembles.block_level import blocks_of
+from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
 from diffusemble.experts.expert import Expert, downsampling
 
 FLUX_SIDE = 128  # of the latents of FLUX's pictures, whose configuration does not say
@@ -42,13 +44,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class ExpertDescription:
-    """One expert: parameters of its denoiser, and of its text encoders together."""
+    """One expert: parameters of its denoiser, and of its text encoders together; operations of one forward pass."""
 
     name: str
     source: str | None
     kind: str
     parameters: int
     text_parameters: int
+    flops: int
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,9 @@ class Description:
         aggregator: its name and options.
         aggregator_parameters: what a training learns.
         latents: channels, height and width of the latents that the costs are for.
-        points: in running order.
-        expert_flops: operations of one forward pass of one expert, two per multiplication with addition, attention
-            included; batch 1, so that guidance doubles it.
-        ensemble_flops: the same for the ensemble; with a router, of the chosen experts alone.
+        points: in running order; at output level there is one.
+        ensemble_flops: operations of one forward pass at batch 1, so that guidance doubles it; with a router, of the
+            chosen experts alone.
         ensemble_attention_flops: those of them that attention's own products take.
     """
 
@@ -84,13 +86,17 @@ class Description:
     aggregator_parameters: int
     latents: tuple[int, int, int]
     points: tuple[Point, ...]
-    expert_flops: int
     ensemble_flops: int
     ensemble_attention_flops: int
 
     @property
+    def expert_flops(self) -> int:
+        """Operations of the first expert, which at block level are those of any."""
+        return self.experts[0].flops
+
+    @property
     def ratio(self) -> float:
-        """Cost of a step of the ensemble over that of one expert."""
+        """Cost of a step of the ensemble over that of its first expert."""
         return self.ensemble_flops / self.expert_flops
 
 
@@ -99,22 +105,22 @@ def describe(ensemble: Ensemble, latent_size: tuple[int, int] | None = None) -> 
 
     Args:
         ensemble: what to describe; it is not run.
-        latent_size: height and width of the latents; the experts' own size by default.
+        latent_size: height and width of the latents; the first expert's own size by default.
 
     Raises:
-        ValueError: the experts meet at their output.
+        ValueError: nothing is known about the class of the denoisers.
     """
-    _ = ensemble.blocks  # raises where there are none
     own = getattr(ensemble.config, "sample_size", FLUX_SIDE)
     height, width = latent_size or ((own, own) if isinstance(own, int) else own)
     with torch.device("meta"), torch.no_grad():
-        walk = _walk(ensemble, height, width)
+        level = _ask if isinstance(ensemble, OutputEnsembleDenoiser) else _walk
+        walk = level(ensemble, height, width)
         together = _running(ensemble, walk) + _combining(ensemble, walk)
     aggregator = ensemble.aggregator
     chosen = aggregator.options.model_dump(exclude_none=True)
     options = ", ".join(f"{key} {value}" for key, value in chosen.items())
     return Description(
-        experts=tuple(_expert(expert) for expert in ensemble.experts),
+        experts=tuple(_expert(*one) for one in zip(ensemble.experts, walk.costs, strict=True)),
         aggregator=f"{name_of(aggregator)} ({options})",
         aggregator_parameters=_size(aggregator),
         latents=(walk.context.sample.numel() // (height * width), height, width),  # FLUX packs them
@@ -124,7 +130,6 @@ def describe(ensemble: Ensemble, latent_size: tuple[int, int] | None = None) -> 
                 zip(ensemble.points, aggregator.sizes.channels, walk.grids, strict=True)
             )
         ),
-        expert_flops=walk.cost.total,
         ensemble_flops=together.total,
         ensemble_attention_flops=together.attention,
     )
@@ -166,15 +171,16 @@ def example_for(ensemble: Ensemble, denoiser: nn.Module, latents: tuple[int, int
 
 @dataclass(frozen=True)
 class Walk:
-    """One pass of one expert: its operations, those before the first block, the grid of every point, the context."""
+    """One pass: every expert's operations, those before the first block, the grid of every point, the context."""
 
-    cost: Cost
+    costs: tuple[Cost, ...]
     opening: Cost
     grids: tuple[tuple[int, int], ...]
     context: Context
 
 
 def _walk(ensemble: Ensemble, height: int, width: int) -> Walk:
+    """At block level all experts are like the first one."""
     first = ensemble.denoisers[0]
     blocks = blocks_of(type(first).from_config(first.config).eval())
     call = example_for(ensemble, blocks.denoiser, (height, width))
@@ -188,13 +194,25 @@ def _walk(ensemble: Ensemble, height: int, width: int) -> Walk:
             flow = blocks.join(name, flow, feature)
         blocks.close(flow)
     context = Context(flow.text, flow.time, call.sample, call.timestep)
-    return Walk(_so_far(counter), opening, tuple(grids), context)
+    return Walk((_so_far(counter),) * len(ensemble.experts), opening, tuple(grids), context)
+
+
+def _ask(ensemble: OutputEnsembleDenoiser, height: int, width: int) -> Walk:
+    """At output level every expert runs whole, in its own way."""
+    costs, sizes = [], ensemble.sizes
+    sample = torch.zeros(1, *sizes.channels, height, width)
+    for family in ensemble.families:
+        twin = type(family.denoiser).from_config(family.denoiser.config).eval()
+        costs.append(count_flops(partial(family.example, twin, sample)))
+    text = torch.zeros(1, *ensemble.families[0].shapes["encoder_hidden_states"])
+    context = Context(text, torch.zeros(1, sizes.time), sample, torch.zeros(1))
+    return Walk(tuple(costs), Cost(0, 0), ((height, width),), context)
 
 
 def _running(ensemble: Ensemble, walk: Walk) -> Cost:
     """Operations of the experts: all of them, or with a router one of them, while all embed time and text."""
-    others = walk.opening if isinstance(ensemble.aggregator, Router) else walk.cost
-    return walk.cost + others * (len(ensemble.experts) - 1)
+    first, *others = walk.costs
+    return sum([walk.opening] * len(others) if isinstance(ensemble.aggregator, Router) else others, first)
 
 
 def _combining(ensemble: Ensemble, walk: Walk) -> Cost:
@@ -221,10 +239,11 @@ def _so_far(counter: FlopCounterMode) -> Cost:
     return Cost(counter.get_total_flops(), kinds.get(torch.ops.aten.bmm, 0))
 
 
-def _expert(expert: Expert) -> ExpertDescription:
+def _expert(expert: Expert, cost: Cost) -> ExpertDescription:
     text = [part for name, part in expert.components.items() if name.startswith("text_encoder") and part is not None]
     kind = type(expert.denoiser).__name__
-    return ExpertDescription(expert.name, expert.source, kind, _size(expert.denoiser), sum(map(_size, text)))
+    sizes = _size(expert.denoiser), sum(map(_size, text))
+    return ExpertDescription(expert.name, expert.source, kind, *sizes, cost.total)
 
 
 def _size(module: nn.Module) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from PIL import Image
 
 from diffusemble.adapters.install import adapter_parts
 from diffusemble.adapters.two_stages import refiner_pipeline
-from diffusemble.aggregators.mean import Mean, MeanOptions
 from diffusemble.aggregators.storage import name_of
+from diffusemble.comparison import TOGETHER, sheet_of, title_of, ways_of
 from diffusemble.config.adapters import AdapterConfig
 from diffusemble.config.ensemble import AggregatorConfig, EnsembleConfig, RefinerConfig
 from diffusemble.config.generate import GenerateConfig, MadeWith
@@ -26,16 +26,12 @@ from diffusemble.memory.keep import MemoryReport, on_host, within_memory
 from diffusemble.pictures.attention import attention_picture
 from diffusemble.pictures.files import free_stem
 from diffusemble.pictures.metadata import save_png
-from diffusemble.pictures.sheet import Column, contact_sheet
-from diffusemble.pictures.text import COLOURS, FAINT, INK
 from diffusemble.provenance import differences, made_with
-from diffusemble.registry import AGGREGATORS, SCHEDULERS, lookup
+from diffusemble.registry import AGGREGATORS, lookup
 from diffusemble.settings import dump_config
 from diffusemble.zoo import trained_ensemble
 
 log = logging.getLogger(__name__)
-
-TOGETHER, MEAN, OUTPUT_MEAN = "ensemble", "block-wise mean", "mean prediction"
 
 Progress = Callable[[float, str], None]
 """Called with the share that is done, 0 to 1, and what is being done."""
@@ -126,18 +122,18 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
     ensemble = build_ensemble(on_host(config))
     refiner = None if config.refiner is None else build_ensemble(_beside(config.refiner, on_host(config)))
     choice = choose_maps(ensemble, config)
-    stages = _stages(_ways(ensemble) if config.compare else {TOGETHER: ensemble}, refiner, config)
+    stages = _stages(ways_of(ensemble) if config.compare else {TOGETHER: ensemble}, refiner, config)
     with within_memory(config, tuple(stages.values()), refiner) as keeper:
         now = made_with(ensemble, refiner)
         _warn(config, ensemble, now)
         drawn = {}
         for number, (title, own) in enumerate(stages.items()):
-            part = _part(tell, title, number, len(stages))
+            part = _part(tell, title_of(ensemble) if title == TOGETHER else title, number, len(stages))
             drawn[title] = draw_by(own, config, choice if title == TOGETHER else None, part)
         memory = None if keeper is None else keeper.report()
 
     names = tuple(expert.name for expert in ensemble.experts)
-    sheet = _sheet(drawn, config) if config.compare else None
+    sheet = sheet_of(drawn, title_of(ensemble), config) if config.compare else None
     return Pictures(drawn[TOGETHER], config.model_copy(update={"made_with": now}), names, sheet, memory)
 
 
@@ -210,33 +206,9 @@ def _part(tell: Progress, what: str, number: int, count: int) -> Callable[[float
     return lambda share: tell((number + share) / count, what)
 
 
-def _ways(ensemble: Ensemble) -> dict[str, Ensemble]:
-    """What a comparison shows: every expert alone, their mean, the ensemble."""
-    if len(ensemble.experts) == 1:
-        return {TOGETHER: ensemble}
-    level = type(ensemble)
-    ways = {expert.name: level([expert]) for expert in ensemble.experts}
-    if not (isinstance(ensemble.aggregator, Mean) and ensemble.aggregator.options == MeanOptions()):
-        ways[MEAN if len(ensemble.points) > 1 else OUTPUT_MEAN] = level(ensemble.experts, "mean")
-    return {**ways, TOGETHER: ensemble}
-
-
 def _stages(ways: Mapping[str, Ensemble], refiner: Ensemble | None, config: GenerateConfig) -> dict[str, Stages]:
     """Pipelines for every way, with the same ControlNets and image encoder."""
     parts = adapter_parts(ways[TOGETHER], config)
     firsts = {title: install(way, config, parts) for title, way in ways.items()}
     second = None if refiner is None else refiner_pipeline(refiner, firsts[TOGETHER])
     return {title: Stages(ways[title], first, second) for title, first in firsts.items()}
-
-
-def _sheet(drawn: Mapping[str, Sequence[Picture]], config: GenerateConfig) -> Image.Image:
-    colours = dict(zip(drawn, COLOURS, strict=False)) | {MEAN: FAINT, OUTPUT_MEAN: FAINT, TOGETHER: INK}
-    columns = [
-        Column(title, colours[title], [picture.image for picture in pictures], framed=title == TOGETHER)
-        for title, pictures in drawn.items()
-    ]
-    several = len(config.seeds) > 1
-    labels = [f"{picture.prompt} (seed {picture.seed})" if several else picture.prompt for picture in drawn[TOGETHER]]
-    footer = [f"{config.steps} steps of {SCHEDULERS[config.scheduler].title}", f"guidance {config.guidance:g}"]
-    footer += [] if several else [f"seed {config.seeds[0]}"]
-    return contact_sheet(labels, columns, ", ".join(footer))

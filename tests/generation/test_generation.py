@@ -10,10 +10,12 @@ import torch
 from PIL import Image, ImageChops
 
 import diffusemble
-from diffusemble import load_experts
+from diffusemble import EnsembleDenoiser, load_experts
 from diffusemble.aggregators.sabw import SABW
+from diffusemble.comparison import MEAN, OUTPUT_MEAN, TOGETHER, title_of, ways_of
 from diffusemble.config.generate import GenerateConfig
-from diffusemble.generation import MEAN, TOGETHER, Pictures, build_ensemble, generate
+from diffusemble.ensembles.assembly import assemble
+from diffusemble.generation import Pictures, build_ensemble, generate
 from diffusemble.pictures.metadata import read_document
 from diffusemble.pictures.sheet import GAP, MARGIN, cell, enlarge
 from diffusemble.provenance import differences, made_with
@@ -85,10 +87,25 @@ def test_a_mean_is_not_compared_with_itself(folders: tuple[str, ...]) -> None:
         generate(config_of(**settings, prompts="x", compare=True, steps=1), lambda share, what: seen.append(what))
         return list(dict.fromkeys(seen))
 
-    assert columns(experts=folders) == ["loading experts", "rock", "fern", TOGETHER]
+    assert columns(experts=folders) == ["loading experts", "rock", "fern", MEAN]
     only_last = {"name": "mean", "options": {"points": "last"}}
-    assert columns(experts=folders, aggregator=only_last) == ["loading experts", "rock", "fern", MEAN, TOGETHER]
-    assert columns(experts=folders[0]) == ["loading experts", TOGETHER]
+    assert columns(experts=folders, aggregator=only_last) == ["loading experts", "rock", "fern", MEAN, OUTPUT_MEAN]
+    assert columns(experts=folders[0]) == ["loading experts", "rock"]
+
+
+def test_a_mean_is_called_a_mean(folders: tuple[str, ...]) -> None:
+    experts = load_experts(folders)
+
+    def titled(level: str, name: str, **options: Any) -> tuple[str, list[str]]:
+        ensemble = assemble(experts, level, name, options)
+        return title_of(ensemble), [*ways_of(ensemble)][2:]
+
+    assert titled("output", "mean") == (OUTPUT_MEAN, [TOGETHER])
+    assert titled("output", "mean", weights=(1, 3)) == ("weighted mean", [OUTPUT_MEAN, TOGETHER])
+    assert titled("block", "mean", weights=(1, 3)) == ("weighted mean", [MEAN, TOGETHER])
+    last = len(EnsembleDenoiser(experts).points) - 1
+    assert titled("block", "mean", points=(3, last)) == ("mean at 2 points", [MEAN, TOGETHER])
+    assert titled("block", "magicfusion") == (TOGETHER, [MEAN, TOGETHER])
 
 
 def test_the_configuration_says_what_it_was_drawn_with(run: Pictures, folders: tuple[str, ...]) -> None:

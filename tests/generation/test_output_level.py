@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import torch
 from PIL import ImageChops
+from typer.testing import CliRunner
 
 from diffusemble import EnsembleDenoiser, GenerateConfig, OutputEnsembleDenoiser, generate, load_experts, open_ensemble
-from diffusemble.description import describe
+from diffusemble.app.cli import app
+from diffusemble.comparison import OUTPUT_MEAN, TOGETHER
+from diffusemble.description import Point, describe
 from diffusemble.ensembles.output_level import build_output_aggregator
 from diffusemble.evaluation.config import EvaluateConfig
 from diffusemble.evaluation.specs import choose_systems
 from diffusemble.evaluation.specs import open_ensemble as open_evaluated
-from diffusemble.generation import OUTPUT_MEAN, TOGETHER, build_ensemble
+from diffusemble.generation import build_ensemble
 from diffusemble.training.config import TrainConfig
-from tests.families.parts import draw, tiny_pixart_pipeline, tiny_wider_pipeline
+from tests.families.parts import draw, expert, tiny_pixart_pipeline, tiny_wider_pipeline, together
 from tiny import randomised, tiny_pipeline
 
 FAST: dict[str, Any] = {"prompts": "a fox", "steps": 2, "height": 16, "width": 16, "device": "cpu"}
@@ -93,8 +96,35 @@ def test_a_pipeline_that_reports_no_steps_draws_all_the_same(sources: tuple[str,
 def test_what_needs_blocks_says_so(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"every expert runs whole.*level: block"):
         open_ensemble(saved).blocks
-    with pytest.raises(ValueError, match=r"cost counts.*level: block"):
-        describe(open_ensemble(saved))
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers about its own Chroma
+@pytest.mark.parametrize("name", ["SD 1", "SDXL", "SD 3", "FLUX", "Chroma"])
+def test_an_expert_costs_the_same_at_either_level(name: str) -> None:
+    whole, inside = (describe(level([expert(name)]), (8, 12)) for level in (OutputEnsembleDenoiser, EnsembleDenoiser))
+    assert whole.expert_flops == whole.ensemble_flops == inside.expert_flops > 0
+    assert whole.latents == inside.latents == (4, 8, 12)
+    assert whole.experts == inside.experts
+
+
+def test_experts_that_differ_are_described_one_by_one() -> None:
+    experts = [expert(name) for name in ("SD 1", "SD 2", "PixArt")]
+    found = describe(together(experts, weights=(2, 1, 1)))
+    assert [one.kind for one in found.experts] == [type(one.denoiser).__name__ for one in experts]
+    assert len({one.flops for one in found.experts}) == 3
+    assert found.ensemble_flops == sum(one.flops for one in found.experts)
+    assert found.points == (Point("prediction", 4, (8, 8), aggregated=True),)
+    assert found.aggregator == "mean (points all, weights (2.0, 1.0, 1.0))"
+    learned = describe(together(experts, "sabw", preset="tiny"))
+    assert learned.ensemble_flops > found.ensemble_flops
+    assert learned.aggregator_parameters > 0
+
+
+def test_the_command_line_describes_either_source(sources: tuple[str, str], saved: Path) -> None:
+    for arguments in ([*sources, "--level", "output"], [str(saved)]):
+        done = CliRunner().invoke(app, ["describe", *arguments], env={"COLUMNS": "200"})
+        assert done.exit_code == 0, done.output
+        assert all(text in done.output for text in ("noise", "velocity", "prediction", "x the first expert"))
 
 
 def test_lengths_of_prompts_are_the_experts_own_in_training() -> None:

@@ -128,6 +128,7 @@ def describe(
     base: Base = None,
     ensemble: Ensemble = None,
     aggregator: Aggregator = None,
+    level: Level = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels to reckon the cost for.")] = None,
     sets: Set = None,
 ) -> None:
@@ -137,7 +138,7 @@ def describe(
 
     if sources and len(sources) == 1 and (Path(sources[0]) / "ensemble.json").is_file():
         ensemble, sources = sources[0], None
-    flags = _given(experts=sources, base=base, ensemble=ensemble, aggregator=_named(aggregator))
+    flags = _given(experts=sources, base=base, ensemble=ensemble, aggregator=_named(aggregator), level=level)
     run = load_config(EnsembleConfig, None, sets or (), **{"device": "cpu", **flags})
     with progress_bar("loading experts"):
         from diffusemble.description import describe as count

@@ -134,8 +134,8 @@ class OutputEnsembleDenoiser(Ensemble):
             ValueError: always; what needs blocks cannot work.
         """
         raise ValueError(
-            "At output level every expert runs whole, so there are no common blocks: cost counts and block "
-            "weights are for experts of one architecture. Use level: block (EnsembleDenoiser)."
+            "At output level every expert runs whole, so there are no common blocks. What works on those is for "
+            "experts of one architecture that meet in them: use level: block (EnsembleDenoiser)."
         )
 
     def load_lora_adapter(self, weights: Any, *args: Any, adapter_name: str | None = None, **options: Any) -> NoReturn:

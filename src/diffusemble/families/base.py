@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -128,6 +129,13 @@ class Family:
         latents = {self.sample: sample, "timestep": timestep}
         output: Tensor = self.denoiser(**latents, **arguments, return_dict=False)[0]
         return output
+
+    def example(self, denoiser: Any, sample: Tensor) -> Tensor:
+        """What a twin ``denoiser`` says of latents ``[b c h w]`` and conditions of zeros: to count what that takes."""
+        own = copy.copy(self)
+        own.denoiser = denoiser
+        conditions = {name: sample.new_zeros(len(sample), *shape) for name, shape in self.shapes.items()}
+        return own.predict(sample, sample.new_zeros(len(sample)), own.arguments(sample, conditions, {}))
 
     def write(self, prediction: Tensor) -> Tensor:
         """A prediction as the pipeline expects it."""

@@ -39,7 +39,7 @@ class FluxFamily(Family):
         found = {"encoder_hidden_states": text, "pooled_projections": pooled}
         return found, found
 
-    def pooled(self, conditions: Conditions, slot: int) -> Tensor:
+    def pooled(self, conditions: Conditions, slot: int) -> Tensor | None:
         """CLIP's."""
         return conditions["pooled_projections"]
 
