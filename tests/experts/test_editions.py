@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adapter_files import write
 from diffusemble import EnsembleDenoiser, load_experts
+from diffusemble.experts.formats.distilled import usual_settings
 from diffusemble.experts.formats.editions import edition_of
 from diffusemble.experts.formats.header import Form, Header
 from diffusemble.experts.inspection.folders import inspect
@@ -140,4 +141,36 @@ def test_numbers_that_are_not_finite_are_refused(models: Path, tmp_path: Path) -
 def test_a_piece_of_a_model_is_no_checkpoint(tmp_path: Path) -> None:
     name = "diffusion_pytorch_model-00001-of-00002.safetensors"
     with pytest.raises(ValueError, match="is one of the pieces that a large model is cut into"):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("dreamshaperXL_v21TurboDPMSDE", "--steps 1 to 8 --guidance 1 to 2 --scheduler euler (its name says Turbo)"),
+        ("realvisxlV40_v40LightningBakedvae", "--steps as its name says (4 or 8) --guidance 1 --scheduler euler"),
+        ("photonLCM_v10", "--steps 4 to 8 --guidance 1 to 2 --scheduler lcm"),
+        ("Hyper-SD15-8steps", "--steps as its name says (1 to 8) --guidance 1 --scheduler ddim"),
+        ("sdxl_dmd2_4step", "--steps 4 --guidance 1 --scheduler lcm"),
+        ("hyperrealism_v3", None),
+        ("photon_v1", None),
+    ],
+)
+def test_a_name_tells_how_a_distilled_file_is_usually_drawn_with(name: str, settings: str | None) -> None:
+    told = usual_settings(Header(Path(f"{name}.safetensors"), 0, {}), "SDXL")
+    assert (told or "")[: len(settings or "")] == (settings or "")
+    assert (told is None) == (settings is None)
+    assert usual_settings(Header(Path(f"{name}.safetensors"), 0, {}), "SD 3.5") is None
+
+
+def test_a_distilled_file_is_told_where_nobody_named_its_base(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(ldm_unet(small_unet(5)), tmp_path / "opal.safetensors", **{"modelspec.title": "Opal Lightning 4"})
+    assert "euler (its name says Lightning)" in next(inspect(file)).notes["usually drawn with"]
+    load_experts(file, base=models / "rock")
+    assert not caplog.messages
+    expert, rock = load_experts([file, models / "rock"])
+    (message,) = caplog.messages
+    assert "opal.safetensors may be distilled: such files are usually drawn with --steps as its name says" in message
+    assert expert.components["scheduler"].config == rock.components["scheduler"].config
+
+
         load_experts(write(ldm_unet(small_unet(5)), tmp_path / name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ import transformers
 from diffusemble.experts.checksums import DENOISERS
 from diffusemble.experts.folder import config_folder, first_sentence, index_of, locate, pin
 from diffusemble.experts.formats.contents import CHECKPOINT, Contents, contents_of
+from diffusemble.experts.formats.distilled import usual_settings
 from diffusemble.experts.formats.editions import edition_of
 from diffusemble.experts.formats.families import DENOISER, alike, family_of_config
 from diffusemble.experts.formats.header import Header, read_header
 from diffusemble.experts.sources import Source
 
+_LOG = logging.getLogger(__name__)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -124,6 +127,12 @@ def choose_base(file: Path, candidates: Sequence[Source], named: bool) -> Source
     """
     header = read_header(file)
     contents = checkpoint_contents(header)
+    usual = None if named else usual_settings(header, contents.family)
+    if usual is not None:
+        _LOG.warning(
+            f"{file} may be distilled: such files are usually drawn with {usual}. Its scheduler comes from a base that "
+            f"is not. Nothing is set by a name: give what you want, and base= (--base) to say that you know."
+        )
     families = [open_base(one).family for one in candidates]
     # SD 1.x and SD 2.x cannot always be told apart; a base of the very same name comes first.
     for fits in (

@@ -17,6 +17,7 @@ from diffusemble.experts.formats.contents import (
     Contents,
     contents_of,
 )
+from diffusemble.experts.formats.distilled import usual_settings
 from diffusemble.experts.formats.editions import Edition, edition_of
 from diffusemble.experts.formats.families import DENOISER, PREFIXES, REPOSITORIES, SHORT
 from diffusemble.experts.formats.header import Header, misnamed, read_header
@@ -136,7 +137,11 @@ def _notes(header: Header, contents: Contents) -> dict[str, str]:
     if is_scaled(header):
         notes["fp8"] = "scaled: read as what it stands for"
     edition = _edition(header, contents)
-    return notes | ({"edition": edition.name} if edition and edition.name else {})
+    told = {
+        "edition": edition.name if edition else None,
+        "usually drawn with": usual_settings(header, contents.family) if contents.kind == CHECKPOINT else None,
+    }
+    return notes | {name: text for name, text in told.items() if text}
 
 
 def _edition(header: Header, contents: Contents) -> Edition | None:
