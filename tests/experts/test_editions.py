@@ -138,9 +138,6 @@ def test_numbers_that_are_not_finite_are_refused(models: Path, tmp_path: Path) -
         load_experts(write(unet, tmp_path / "opal.safetensors"), base=models / "rock")
 
 
-def test_a_piece_of_a_model_is_no_checkpoint(tmp_path: Path) -> None:
-    name = "diffusion_pytorch_model-00001-of-00002.safetensors"
-    with pytest.raises(ValueError, match="is one of the pieces that a large model is cut into"):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -173,4 +170,7 @@ def test_a_distilled_file_is_told_where_nobody_named_its_base(
     assert expert.components["scheduler"].config == rock.components["scheduler"].config
 
 
+def test_a_piece_of_a_model_is_no_checkpoint(tmp_path: Path) -> None:
+    name = "diffusion_pytorch_model-00001-of-00002.safetensors"
+    with pytest.raises(ValueError, match="is one of the pieces that a large model is cut into"):
         load_experts(write(ldm_unet(small_unet(5)), tmp_path / name))
