@@ -93,5 +93,6 @@ def watch(ensemble: EnsembleDenoiser, placed: Placement) -> list[str]:
                 wrong.append(type(module).__name__)
 
     for module in ensemble.denoisers.modules():
-        module.register_forward_pre_hook(check)
+        if next(module.parameters(recurse=False), None) is not None:  # nobody calls a denoiser as a whole
+            module.register_forward_pre_hook(check)
     return wrong

@@ -29,8 +29,8 @@ def on_cuda(call: dict) -> dict:
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "flux", "sd3"])
-@pytest.mark.parametrize("resident", [0, 1, 3])
-def test_weights_that_travel_give_the_same_bits(family: str, resident: int) -> None:
+@pytest.mark.parametrize("resident", [0, 1, 1.6, 3])
+def test_weights_that_travel_give_the_same_bits(family: str, resident: float) -> None:
     ensemble = an_ensemble(family)
     call = on_cuda(a_call(ensemble))
     ensemble.to("cuda")

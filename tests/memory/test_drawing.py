@@ -65,7 +65,7 @@ def drawn(ensemble: EnsembleDenoiser) -> np.ndarray:
 def test_every_family_draws_the_same_bits(family: str, parts: str) -> None:
     ensemble = an_ensemble(family)
     expected = drawn(ensemble)
-    choice = MemoryConfig.model_validate({"resident": 1, "parts": parts})
+    choice = MemoryConfig.model_validate({"resident": 0.6, "parts": parts})
     plan = make_plan(measure_weights(networks_of(ensemble)), Working(), choice)
     stages: list[int | None] = []
     with Placement(ensemble, plan, "cpu") as placed:

@@ -37,7 +37,7 @@ class Interrupted(TorchDispatchMode):
 @pytest.mark.parametrize("storage", ["same", "float8"])
 def test_ctrl_c_while_placing_drawing_or_leaving_loses_nothing(storage: str) -> None:
     ensemble = an_ensemble("sd", "mean", n=2)
-    call, plan = a_call(ensemble, batch=1), a_plan(ensemble, resident=1, storage=storage)
+    call, plan = a_call(ensemble, batch=1), a_plan(ensemble, resident=0.8, storage=storage)
     with Placement(ensemble, plan, "cpu"):
         predict(ensemble, call)  # eight-bit weights are rounded once and for all
     expected = predict(ensemble, call)

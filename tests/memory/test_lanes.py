@@ -48,7 +48,7 @@ class LatestLane:
 @pytest.mark.parametrize(("combiner", "storage"), [("sabw", "int8"), ("mixture-blocks", "same")])
 def test_weights_are_read_between_arriving_and_being_done(combiner: str, storage: str) -> None:
     ensemble = an_ensemble("sd", combiner, preset="tiny")
-    call, plan = a_call(ensemble), a_plan(ensemble, resident=1, storage=storage)
+    call, plan = a_call(ensemble), a_plan(ensemble, resident=1.3, storage=storage)
     with Placement(ensemble, plan, "cpu") as placed:
         expected = predict(ensemble, call)
     with Placement(ensemble, plan, "cpu") as placed:

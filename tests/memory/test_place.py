@@ -24,17 +24,19 @@ COMBINERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("family", "resident"), [("sd", 1), ("sd", N), ("sdxl", 1), ("flux", 1), ("sd3", 0)])
-def test_every_family_predicts_the_same_bits(family: str, resident: int) -> None:
+@pytest.mark.parametrize(("family", "resident"), [("sd", 1.5), ("sd", N), ("sdxl", 1), ("flux", 0.4), ("sd3", 0)])
+def test_every_family_predicts_the_same_bits(family: str, resident: float) -> None:
     ensemble = an_ensemble(family)
     call = a_call(ensemble)
     expected = predict(ensemble, call)
     plan = a_plan(ensemble, resident=resident)
     with Placement(ensemble, plan, "cpu") as placed:
         wrong = watch(ensemble, placed)
-        drawn = [predict(ensemble, call), predict(ensemble, call)]
+        drawn, brought = [predict(ensemble, call)], placed.conveyor.brought
+        drawn.append(predict(ensemble, call))
     assert all(torch.equal(one, expected) for one in drawn)
     assert wrong == []
+    assert placed.conveyor.brought - brought == plan.travels
     assert 0 < placed.residence.peak <= plan.weights
 
 
@@ -42,11 +44,24 @@ def test_every_family_predicts_the_same_bits(family: str, resident: int) -> None
 def test_every_order_of_blocks_predicts_the_same_bits(combiner: str) -> None:
     ensemble = an_ensemble("sd", combiner.split()[0], **COMBINERS[combiner])
     call = a_call(ensemble)
-    expected = predict(ensemble, call)
-    with Placement(ensemble, a_plan(ensemble, resident=1), "cpu") as placed:
+    expected, plan = predict(ensemble, call), a_plan(ensemble, resident=1.5)
+    assert 1.5 <= plan.resident < 2.4
+    assert all(0 < sum(stays) < len(stays) for stays in plan.stays)
+    with Placement(ensemble, plan, "cpu") as placed:
         wrong = watch(ensemble, placed)
         assert torch.equal(predict(ensemble, call), expected)
+        assert placed.residence.peak <= plan.weights
     assert wrong == []
+
+
+def test_one_expert_after_the_other_brings_what_the_plan_says() -> None:
+    ensemble = an_ensemble("sd", "mean", points="last")
+    call, plan = a_call(ensemble), a_plan(ensemble, resident=1.5)
+    with Placement(ensemble, plan, "cpu") as placed:
+        predict(ensemble, call)
+        before = placed.conveyor.brought
+        predict(ensemble, call)
+        assert placed.conveyor.brought - before == plan.travels > 0
 
 
 def test_weights_are_where_they_were_after_a_placement() -> None:
@@ -206,12 +221,12 @@ def test_nothing_may_be_attached_meanwhile() -> None:
 
 def test_a_plan_for_others_is_refused() -> None:
     plan = a_plan(an_ensemble("sd", n=2))
-    with pytest.raises(ValueError, match=r"made for 2 different denoisers; the ensemble has 3"):
+    with pytest.raises(ValueError, match=r"made for 2 different denoisers with 18 blocks; the ensemble has 3 with 27"):
         Placement(an_ensemble("sd"), plan, "cpu")
 
 
-@pytest.mark.parametrize(("storage", "close", "resident"), [("float8", 0.2, 0), ("int8", 0.02, 2)])
-def test_eight_bits_come_close(storage: str, close: float, resident: int) -> None:
+@pytest.mark.parametrize(("storage", "close", "resident"), [("float8", 0.2, 0), ("int8", 0.02, 1.5)])
+def test_eight_bits_come_close(storage: str, close: float, resident: float) -> None:
     ensemble = an_ensemble("sd")
     call = a_call(ensemble)
     expected = predict(ensemble, call)

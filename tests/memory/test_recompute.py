@@ -23,8 +23,8 @@ def gradients(ensemble: EnsembleDenoiser, call: Mapping[str, Any]) -> list[Tenso
     return [weight.grad.clone() for weight in ensemble.aggregator.parameters() if weight.grad is not None]
 
 
-@pytest.mark.parametrize(("family", "resident"), [("sd", None), ("sd", 0), ("flux", 1)])
-def test_gradients_are_the_same(family: str, resident: int | None) -> None:
+@pytest.mark.parametrize(("family", "resident"), [("sd", None), ("sd", 0), ("flux", 0.6)])
+def test_gradients_are_the_same(family: str, resident: float | None) -> None:
     ensemble = an_ensemble(family, n=2)
     call = a_call(ensemble)
     expected = gradients(ensemble, call)

@@ -13,7 +13,7 @@ class MemoryConfig(Schema):
     """What a memory plan may do; what is left out is chosen, fastest first.
 
     Attributes:
-        resident: how many experts' blocks stay on the device.
+        resident: how many denoisers stay on the device; of one and a half (1.5) as many blocks stay, evenly spread.
         parts: whether text encoders and VAE stay, come when they are called, or come layer by layer.
         controls: whether ControlNets stay, or come in every step when they are called.
         vae: whether all pictures are decoded at once, one by one, or tile by tile (which blends their borders).
@@ -21,7 +21,7 @@ class MemoryConfig(Schema):
         attention_slicing: compute attention in slices, for devices without a fused kernel.
     """
 
-    resident: int | None = Field(default=None, ge=0)
+    resident: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     parts: Literal["stay", "visit", "layers"] | None = None
     controls: Literal["stay", "visit"] | None = None
     vae: Literal["whole", "pictures", "tiles"] | None = None

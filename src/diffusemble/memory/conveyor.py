@@ -20,6 +20,9 @@ class Conveyor:
         residence: counts the buffers while they exist: from the first use until ``stop``.
         size: bytes of the largest bundle.
         decoded: bytes of the largest decoded bundle, 0 if none is coded; they are there until ``close``.
+
+    Attributes:
+        brought: bytes that were copied up to now.
     """
 
     def __init__(self, residence: Residence, size: int, decoded: int = 0) -> None:
@@ -29,6 +32,7 @@ class Conveyor:
         self.inside: list[Bundle | None] = [None] * BUFFERS
         self.latest = 0  # the buffer that was computed with last
         self.decoded: Tensor | None = None
+        self.brought = 0
 
     def bring(self, bundle: Bundle) -> int:
         """Begin to copy ``bundle``, unless it is there or on its way; number of its buffer."""
@@ -41,6 +45,7 @@ class Conveyor:
         self.inside[number] = None  # an interrupted copy must not look complete
         self.lane.bring(number, bundle.home, self.buffers[number][: bundle.bytes])
         self.inside[number] = bundle
+        self.brought += bundle.bytes
         return number
 
     @contextmanager

@@ -14,6 +14,7 @@ from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.memory.bundle import bytes_of, layout, weights_of
 from diffusemble.memory.networks import Networks
 from diffusemble.memory.plan import Weights
+from diffusemble.memory.staging import in_lockstep
 from diffusemble.memory.visitors import layer_by_layer, own_weights
 
 WHOLE = "whole"
@@ -90,6 +91,7 @@ def measure_weights(networks: Networks, storage: str = "same") -> Weights:
         ),
         controls=tuple(bytes_of(weights_of([control])) for control in networks.controls),
         vaes=tuple(_vae_bytes(networks, vae) for vae in networks.vaes),
+        lockstep=isinstance(ensemble, EnsembleDenoiser) and in_lockstep(ensemble.aggregator, ensemble.points),
         whole=whole,
     )
 

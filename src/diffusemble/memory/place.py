@@ -55,10 +55,12 @@ class Placement:
         residence: Residence | None = None,
     ) -> None:
         self.ensemble, self.plan, self.device = ensemble, plan, torch.device(device)
-        if plan.experts != len(ensemble.members):
+        self.denoisers = denoisers_of(ensemble)
+        planned, there = [len(one) for one in plan.stays], [len(one.blocks) for one in self.denoisers]
+        if planned != there:
             raise ValueError(
-                f"This plan was made for {plan.experts} different denoisers; the ensemble has "
-                f"{len(ensemble.members)}. Make one for this ensemble: choose_plan(ensemble, ...)."
+                f"This plan was made for {len(planned)} different denoisers with {sum(planned)} blocks; the ensemble "
+                f"has {len(there)} with {sum(there)}. Make one for this ensemble: choose_plan(ensemble, ...)."
             )
         self.networks = networks_of(ensemble, pipelines)
         self.origin = ensemble.device
@@ -71,6 +73,7 @@ class Placement:
         self.conveyor = Conveyor(self.residence, 0)
         self.visitors = Visitors(self.residence, [])
         self.switches = ExitStack()
+        self.guests: list[list[nn.Module]] = []  # denoisers that come whole
         self.others: list[Placement] = []
         self.here, self.counted = True, 0
         try:
@@ -150,38 +153,36 @@ class Placement:
     # -- parts of the above ----------------------------------------------------------------------------------------
 
     def _place(self) -> None:
-        denoisers = denoisers_of(self.ensemble)
-        for denoiser in denoisers:
+        for denoiser, stays in zip(self.denoisers, self.plan.stays, strict=True):
             self._stay(denoiser.outside)
-        if self.plan.whole:
-            for denoiser in denoisers[: self.plan.resident]:
+            if not self.plan.whole:
+                self._pack(denoiser, stays)
+            elif all(stays):
                 self._stay(weights_of([denoiser.module]))
-        else:
-            for number, denoiser in enumerate(denoisers):
-                self._pack(denoiser, stays=number < self.plan.resident)
+            else:
+                self.guests += whole(denoiser.module)
         passing = [scene.bundle.bytes for scene in self.bundles.values() if not scene.stays]
         decoded = max((scene.bundle.decoded_bytes for scene in self.bundles.values()), default=0)
         self.conveyor = Conveyor(self.residence, max(passing, default=0), decoded)
-        guests = [whole(one.module) for one in denoisers[self.plan.resident :]] if self.plan.whole else []
-        self.visitors = self._invite([group for groups in guests for group in groups])
+        self.visitors = self._invite()
 
-    def _pack(self, denoiser: Denoiser, stays: bool) -> None:
+    def _pack(self, denoiser: Denoiser, stays: Sequence[bool]) -> None:
         coded = self.plan.storage != "same"
-        for name, weights in denoiser.blocks.items():
-            if stays and not coded:
+        for (name, weights), here in zip(denoiser.blocks.items(), stays, strict=True):
+            if here and not coded:
                 self._stay(weights)
             elif weights:
-                bundle = Bundle(weights, self.plan.storage, None if stays else self._room)
-                self.bundles[id(denoiser.module), name] = Scene(bundle, stays)
+                bundle = Bundle(weights, self.plan.storage, None if here else self._room)
+                self.bundles[id(denoiser.module), name] = Scene(bundle, here)
                 bundle.rest()
-                if stays:
+                if here:
                     bundle.move(self.device)
                     self._count(self.counted + bundle.bytes)
         give_back_free_memory()
 
-    def _invite(self, groups: list[list[nn.Module]]) -> Visitors:
-        """Whoever comes only when called: text encoders, VAEs and ControlNets, if the plan says so, and ``groups``."""
-        networks, parts = self.networks, self.plan.parts
+    def _invite(self) -> Visitors:
+        """Whoever comes only when called: ``guests``; text encoders, VAEs and ControlNets, if the plan says so."""
+        networks, parts, groups = self.networks, self.plan.parts, list(self.guests)
         split = layer_by_layer if parts == "layers" else whole
         staying = [*networks.encoders, *networks.vaes] if parts == "stay" else []
         if self.plan.controls == "stay":
@@ -223,12 +224,9 @@ class Placement:
         pinned = self.device.type == "cuda"
         return torch.empty(size, dtype=torch.uint8, device=self.host, pin_memory=pinned)
 
-    def _denoiser_visits(self) -> bool:
-        return self.plan.whole and self.visitors.inside in range(self.plan.experts - self.plan.resident)
-
     def _begin(self, ensemble: Ensemble, known: set[int]) -> None:
         self.step_in()
-        if not self._denoiser_visits():
+        if self.visitors.inside not in range(len(self.guests)):
             self.visitors.leave()
         added = [name for name, weight in ensemble.named_parameters() if id(weight) not in known]
         if added:

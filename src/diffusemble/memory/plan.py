@@ -8,6 +8,7 @@ from itertools import product
 
 from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.units import format_bytes
+from diffusemble.memory.spread import Spread, spread, spreads
 
 BUFFERS = 2
 """Of passing blocks: one holds what computes, the other what comes next."""
@@ -34,7 +35,8 @@ class Weights:
         layers: the largest of their layers, one number for each.
         vaes: in the number type in which they decode.
         controls: every ControlNet.
-        whole: denoisers are one block each, and run one after the other.
+        lockstep: every denoiser runs a block before anybody runs the next one; else one denoiser runs after the other.
+        whole: denoisers are one block each.
     """
 
     blocks: tuple[tuple[int, ...], ...]
@@ -44,6 +46,7 @@ class Weights:
     layers: tuple[int, ...] = ()
     vaes: tuple[int, ...] = ()
     controls: tuple[int, ...] = ()
+    lockstep: bool = True
     whole: bool = False
 
 
@@ -80,9 +83,10 @@ class Plan:
     """Where an ensemble's weights are while it draws.
 
     Attributes:
-        experts: number n of different denoisers.
-        resident: how many of them, counted from the first, stay on the compute device; the blocks of the others pass
-            through two buffers, or they come whole.
+        stays: which blocks of every denoiser stay on the compute device, ``[n][k]``; the others pass through two
+            buffers, or come whole.
+        resident: as how many denoisers that is, by their weights.
+        travels: bytes that are copied in every step, by everybody who runs once: blocks, and ControlNets that visit.
         whole: whether denoisers run whole.
         parts: one of ``PARTS``.
         controls: one of ``CONTROLS``; None without ControlNets.
@@ -92,8 +96,9 @@ class Plan:
         encode, denoise, decode: what each stage needs.
     """
 
-    experts: int
-    resident: int
+    stays: tuple[tuple[bool, ...], ...]
+    resident: float
+    travels: int
     whole: bool
     parts: str
     controls: str | None
@@ -103,6 +108,11 @@ class Plan:
     encode: Stage
     denoise: Stage
     decode: Stage
+
+    @property
+    def experts(self) -> int:
+        """Number n of different denoisers."""
+        return len(self.stays)
 
     @property
     def peak(self) -> int:
@@ -122,18 +132,18 @@ class Plan:
         return self.storage == "same" and self.vae == "whole" and not self.sliced
 
     def __str__(self) -> str:
-        away = self.experts - self.resident
-        how = "come whole when they are called" if self.whole else "pass through two buffers"
+        how = "the others come whole when they are called" if self.whole else "other blocks pass through two buffers"
         parts = {"stay": "stay, too", "visit": "come when they are called", "layers": "come layer by layer"}
         said = [
-            f"{self.resident} of {self.experts} denoisers stay on the device"
-            + (f", {'' if self.whole else 'the blocks of '}{away} {how}" if away else ""),
+            f"{self.resident:.3g} of {self.experts} denoisers stay on the device"
+            + (f" ({self.resident / self.experts:.0%}), {how}" if self.resident < self.experts else ""),
             f"text encoders and VAE {parts[self.parts]}",
         ]
         said += [f"ControlNets {parts[self.controls]}"] if self.controls else []
         said += {"whole": [], "pictures": ["pictures are decoded one by one"], "tiles": ["decoded in tiles"]}[self.vae]
         said += [] if self.storage == "same" else [f"blocks are stored as {self.storage}"]
         said += ["attention is sliced"] if self.sliced else []
+        said += [f"{format_bytes(self.travels)} travel in every step"] if self.travels else []
         said.append(f"estimated peak {format_bytes(self.peak)}, of it weights {format_bytes(self.weights)}")
         return "; ".join(said)
 
@@ -141,30 +151,32 @@ class Plan:
 def plans(weights: Weights, working: Working, choice: MemoryConfig) -> Iterator[Plan]:
     """Every plan that ``choice`` allows: those that give the same bits first, and the fastest first among them.
 
-    Slower than all else is to bring weights anew in every step; text encoders and the VAE come once a picture.
-    Decoding pictures one by one changes their last bits, tiles change what one can see.
+    Slower than all else is to bring weights anew in every step, so the fewest bytes come first; text encoders and the
+    VAE come once a picture. Decoding pictures one by one changes their last bits, tiles change what one can see.
     """
-    n = len(weights.blocks)
-    experts = range(n, -1, -1) if choice.resident is None else [min(choice.resident, n)]
-    ways = PARTS if choice.parts is None else (choice.parts,)
-    decoders = VAE if choice.vae is None else (choice.vae,)
+    blocks = weights.blocks, weights.lockstep
+    ways = spreads(*blocks) if choice.resident is None else [spread(*blocks, choice.resident)]
     controls = CONTROLS if choice.controls is None and weights.controls else (choice.controls or "stay",)
-    for vae, resident, control, parts in product(decoders, experts, controls, ways):
-        everything = resident == n and control == "stay"
-        if parts != "stay" or everything or choice.parts is not None:
-            fixed = {"resident": resident, "parts": parts, "controls": control, "vae": vae}
-            yield make_plan(weights, working, choice.model_copy(update=fixed))
+    there = PARTS if choice.parts is None else (choice.parts,)
+    for vae in VAE if choice.vae is None else (choice.vae,):
+        alike = [
+            _plan(weights, working, choice.model_copy(update={"controls": control, "parts": parts, "vae": vae}), way)
+            for way, control, parts in product(ways, controls, there)
+        ]
+        yield from sorted(alike, key=lambda plan: (plan.travels, PARTS.index(plan.parts)))
 
 
 def make_plan(weights: Weights, working: Working, chosen: MemoryConfig) -> Plan:
     """What a plan needs; what ``chosen`` leaves out stays on the device and is decoded whole."""
-    n = len(weights.blocks)
-    resident = n if chosen.resident is None else min(chosen.resident, n)
+    resident = len(weights.blocks) if chosen.resident is None else chosen.resident
+    return _plan(weights, working, chosen, spread(weights.blocks, weights.lockstep, resident))
+
+
+def _plan(weights: Weights, working: Working, chosen: MemoryConfig, way: Spread) -> Plan:
     parts, controls, vae = chosen.parts or "stay", chosen.controls or "stay", chosen.vae or "whole"
-    passing = [size for blocks in weights.blocks[resident:] for size in blocks]
     # Blocks are prefetched; what comes whole comes by itself.
-    coming = (1 if weights.whole else BUFFERS) * max(passing, default=0)
-    base = weights.outside + weights.decoded + sum(map(sum, weights.blocks[:resident]))
+    coming = (1 if weights.whole else BUFFERS) * way.largest
+    base = weights.outside + weights.decoded + sum(map(sum, weights.blocks)) - way.passing
     visiting = max(weights.controls, default=0) if controls == "visit" else 0
     base += sum(weights.controls) if controls == "stay" else 0
     if parts == "stay":
@@ -174,8 +186,9 @@ def make_plan(weights: Weights, working: Working, chosen: MemoryConfig) -> Plan:
         reading = max(weights.encoders if parts == "visit" else weights.layers, default=0)
         decoding = max(weights.vaes, default=0)
     return Plan(
-        experts=n,
-        resident=resident,
+        stays=way.stays,
+        resident=way.resident,
+        travels=way.passing + (sum(weights.controls) if controls == "visit" else 0),
         whole=weights.whole,
         parts=parts,
         controls=controls if weights.controls else None,

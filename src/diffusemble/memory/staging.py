@@ -88,13 +88,18 @@ def followers(combiner: Combiner, names: tuple[str, ...], experts: int) -> dict[
     brought when they are asked for.
     """
     alone = [[(expert, name) for name in names] for expert in range(experts)]
-    if isinstance(combiner, Router):
-        cycles = alone
-    elif combiner.points == {len(names) - 1}:
-        cycles = [[turn for turns in alone for turn in turns]]
-    else:
+    if in_lockstep(combiner, names):
         cycles = [[(expert, name) for name in names for expert in range(experts)]]
+    elif isinstance(combiner, Router):
+        cycles = alone
+    else:
+        cycles = [[turn for turns in alone for turn in turns]]
     return {turn: after for cycle in cycles for turn, after in pairwise([*cycle, cycle[0]])}
+
+
+def in_lockstep(combiner: Combiner, names: tuple[str, ...]) -> bool:
+    """Whether every expert runs a block before anybody runs the next one."""
+    return not isinstance(combiner, Router) and combiner.points != {len(names) - 1}
 
 
 def scenes(
