@@ -55,8 +55,10 @@ FEEDS: Mapping[str, Entry] = {
     "UNet2DConditionModel": Entry("diffusemble.training.feeds.unet:UNetFeed", "SD 1.x, SD 2.x, SDXL"),
     "SD3Transformer2DModel": Entry("diffusemble.training.feeds.sd3:SD3Feed", "SD 3, SD 3.5"),
     "FluxTransformer2DModel": Entry("diffusemble.training.feeds.flux:FluxFeed", "FLUX.1"),
+    "Flux2Transformer2DModel": Entry("diffusemble.training.feeds.flux2:Flux2Feed", "FLUX.2"),
     "ChromaTransformer2DModel": Entry("diffusemble.training.feeds.chroma:ChromaFeed", "Chroma"),
     "QwenImageTransformer2DModel": Entry("diffusemble.training.feeds.qwen:QwenFeed", "Qwen-Image"),
+    "ZImageTransformer2DModel": Entry("diffusemble.training.feeds.z_image:ZImageFeed", "Z-Image"),
 }
 
 FAMILIES: Mapping[str, Entry] = {

@@ -135,8 +135,8 @@ TWO_PICTURES = torch.cat([positions(1, 2, 7, 1), positions(1, 3, 7, 1) + torch.t
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"img_ids": None}, "FLUX needs img_ids, the place of every image token"),
-        ({"img_ids": TWO_PICTURES}, r"not the grid of one picture.* pictures beside .* editing with FLUX.2. are not"),
+        ({"img_ids": None}, r"FLUX needs img_ids, the place .* of every image token"),
+        ({"img_ids": TWO_PICTURES}, r"not the grid of one picture.* pictures beside .* [(]FLUX.2, FLUX Kontext[)]"),
         ({"txt_ids": None}, "FLUX.2 needs txt_ids"),
         ({"guidance": torch.ones(2)}, "no guidance embedding, so it would change nothing"),
         ({"kv_cache_mode": "extract"}, "FLUX.2 block schedule does not support the argument 'kv_cache_mode'"),

@@ -33,7 +33,7 @@ def kontext(ids: Tensor) -> Tensor:
     return ids
 
 
-GRID = "img_ids is not the grid of one picture, row by row, .* [(]FLUX Kontext[)] are not supported"
+GRID = "img_ids is not the grid of one picture, row by row, .* [(]FLUX.2, FLUX Kontext[)] are not supported"
 REFUSED: Mapping[str, tuple[Callable[[], Any], Callable[[dict[str, Any]], None], str]] = {
     "flux, no positions": (tiny_flux, _with(img_ids=None), r"FLUX needs img_ids, the place \[l 3\]"),
     "flux, few positions": (tiny_flux, _changed("img_ids", lambda ids: ids[1:]), "img_ids has 34 rows, but .* 35 tok"),

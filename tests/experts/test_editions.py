@@ -16,9 +16,9 @@ from diffusemble.experts.formats.distilled import usual_settings
 from diffusemble.experts.formats.editions import edition_of
 from diffusemble.experts.formats.header import Form, Header
 from diffusemble.experts.inspection.folders import inspect
-from experts.small import small_pipeline, small_unet
 from ldm import save_ldm
 from ldm import unet as ldm_unet
+from tiny import small_pipeline, small_unet
 
 Shapes = dict[str, tuple[int, ...]]
 MARKS = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
@@ -54,6 +54,9 @@ def flux_shapes(channels: int) -> Shapes:
         ("FLUX.1", flux_shapes(384), "an inpainting model: it reads 384", "black-forest-labs/FLUX.1-Fill-dev"),
         ("FLUX.1", flux_shapes(128), "led by a picture", "black-forest-labs/FLUX.1-Depth-dev"),
         ("FLUX.1", {"img_in.weight": (3072, 64)}, "without a guidance embedding", "black-forest-labs/FLUX.1-schnell"),
+        ("FLUX.2", {"img_in.weight": (3072, 128)}, "klein 4B", "black-forest-labs/FLUX.2-klein-4B"),
+        ("FLUX.2", {"transformer.x_embedder.weight": (6144, 128)}, "dev", "black-forest-labs/FLUX.2-dev"),
+        ("FLUX.2", {"img_in.weight": (24, 16)}, "None", "None"),
         (
             "SD 3.5",
             {"joint_blocks.0.x_block.attn.qkv.bias": (1,)},

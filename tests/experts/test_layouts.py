@@ -14,13 +14,14 @@ from diffusers.loaders import single_file_utils as theirs
 from torch import Tensor
 
 from diffusemble.experts.layouts.autoencoder import vae
-from diffusemble.experts.layouts.flux import chroma, flux
+from diffusemble.experts.layouts.flux import chroma, flux, flux2
 from diffusemble.experts.layouts.origin import Layout
 from diffusemble.experts.layouts.sd3 import sd3
 from diffusemble.experts.layouts.unet import unet
 from diffusemble.experts.layouts.z_image import z_image
 from tiny import tiny_sdxl_unet, tiny_unet, tiny_vae
 from tiny_dit import tiny_sd3
+from tiny_flux2 import tiny_flux2
 from tiny_z_image import tiny_z_image
 
 
@@ -72,6 +73,12 @@ CASES: dict[str, tuple[Callable[[], Any], Layout, Callable[..., Any], str]] = {
     "sd3": (tiny_sd3, sd3, theirs.convert_sd3_transformer_checkpoint_to_diffusers, ""),
     "sd35": (real_sd3_medium, sd3, theirs.convert_sd3_transformer_checkpoint_to_diffusers, "model.diffusion_model."),
     "flux": (real_flux, flux, theirs.convert_flux_transformer_checkpoint_to_diffusers, ""),
+    "flux2": (
+        lambda: tiny_flux2(guidance_embeds=True),
+        flux2,
+        theirs.convert_flux2_transformer_checkpoint_to_diffusers,
+        "",
+    ),
     "chroma": (real_chroma, chroma, theirs.convert_chroma_transformer_checkpoint_to_diffusers, ""),
     "z-image": (tiny_z_image, z_image, theirs.convert_z_image_transformer_checkpoint_to_diffusers, ""),
     "vae": (tiny_vae, vae, theirs.convert_ldm_vae_checkpoint, "first_stage_model."),

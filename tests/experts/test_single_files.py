@@ -10,10 +10,17 @@ from safetensors.torch import load_file, save_file
 
 from diffusemble import EnsembleDenoiser, load_experts
 from diffusemble.experts.layouts.autoencoder import older_vae
-from experts.small import small_pipeline, small_unet
 from ldm import REFINER, SD1, SD2, SDXL, Layout, save_ldm
 from original import original
-from tiny import tiny_refiner, tiny_sdxl_pipeline, tiny_sdxl_unet, tiny_text_encoder, tiny_vae
+from tiny import (
+    small_pipeline,
+    small_unet,
+    tiny_refiner,
+    tiny_sdxl_pipeline,
+    tiny_sdxl_unet,
+    tiny_text_encoder,
+    tiny_vae,
+)
 
 
 def assert_equal_weights(mine: Any, other: Any) -> None:
@@ -167,10 +174,10 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, key: str, shape: tu
 
 
 def test_a_checkpoint_of_a_family_that_is_not_supported_is_named(tmp_path: Path) -> None:
-    names = ("double_stream_modulation_img.lin.weight", "double_blocks.0.img_attn.qkv.weight", "img_in.weight")
+    names = ("double_stream_blocks.0.block.attn1.to_q.weight", "x_embedder.proj.weight")
     save_file({f"model.diffusion_model.{name}": torch.zeros(2) for name in names}, tmp_path / "other.safetensors")
     with pytest.raises(
-        ValueError, match=r"is a FLUX.2 checkpoint, and of this family no single files are read. Families that"
+        ValueError, match=r"is a HiDream checkpoint, and of this family no single files are read. Families that"
     ):
         load_experts(tmp_path / "other.safetensors")
 

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from adapter_files import write
-from diffusemble import load_experts
+from diffusemble import EnsembleDenoiser, load_experts
+from diffusemble.experts.inspection.folders import inspect
 from diffusemble.experts.layouts.autoencoder import vae
-from diffusemble.experts.layouts.flux import chroma, flux
+from diffusemble.experts.layouts.flux import chroma, flux, flux2
 from diffusemble.experts.layouts.sd3 import sd3
 from diffusemble.experts.layouts.text_encoder import clip, embedding_t5, t5
-from experts.small import small_pipeline
 from ldm import save_ldm
 from ldm import unet as ldm_unet
 from original import original
-from tiny import tiny_sdxl_pipeline, tiny_text_encoder
+from tiny import small_pipeline, tiny_sdxl_pipeline, tiny_text_encoder
 from tiny_dit import tiny_chroma_pipeline, tiny_flux, tiny_flux_pipeline, tiny_sd3, tiny_sd3_pipeline
+from tiny_flux2 import tiny_flux2, tiny_flux2_pipeline
 from tiny_qwen import tiny_qwen, tiny_qwen_pipeline
 
 
@@ -240,3 +241,27 @@ def test_a_format_that_is_only_named_in_a_note_is_refused(flux_base: Path, tmp_p
     file = write({**original(tiny_flux(), flux), "img_in.comfy_quant": note}, tmp_path / "small.safetensors")
     with pytest.raises(ValueError, match="is quantised in the format 'mxfp8', which cannot be read here"):
         load_experts(file, base=flux_base)
+
+
+def test_flux2_files_are_read_in_either_layout_and_beside_no_flux1(tmp_path: Path, flux_base: Path) -> None:
+    tiny_flux2_pipeline(0, is_distilled=True).save_pretrained(tmp_path / "base")
+    model = tiny_flux2(1)
+    diffusers = {f"transformer.{key}": tensor for key, tensor in model.state_dict().items()}
+    files = [
+        write(tensors, tmp_path / f"{number}.safetensors")
+        for number, tensors in enumerate((diffusers, original(model, flux2, "model.diffusion_model.")))
+    ]
+    experts = load_experts(files, base=tmp_path / "base")
+    for expert, layout in zip(experts, ("diffusers", "original"), strict=True):
+        assert_equal(expert.denoiser, model)
+        assert expert.components["is_distilled"]
+        (report,) = inspect(files[experts.index(expert)])
+        assert (report.family, report.layout, report.prediction) == ("FLUX.2", layout, "flow")
+    with pytest.raises(ValueError, match=r"0.safetensors is a FLUX.2 checkpoint, but the base .* is FLUX.1. Give"):
+        load_experts(files[0], base=flux_base)
+    other = write(original(tiny_flux(3), flux), tmp_path / "fern.safetensors")
+    with pytest.raises(ValueError, match=r"fern.safetensors is a FLUX.1 checkpoint, but the base .* is FLUX.2. Give"):
+        load_experts(other, base=tmp_path / "base")
+    both = [*load_experts(other, base=flux_base), experts[0]]
+    with pytest.raises(ValueError, match=r"denoiser class is 'Flux2Transformer2DModel', but expert 1 .* 'FluxTransf"):
+        EnsembleDenoiser(both)

@@ -17,12 +17,13 @@ from diffusemble.training.config import DataConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
 from diffusemble.training.latents import to_latents
 from tests.families.parts import tiny_pixart_pipeline
-from tiny import as_expert, tiny_pipeline, tiny_refiner, tiny_sdxl_pipeline, tiny_unet, tiny_vae
+from tiny import as_expert, small_pipeline, tiny_refiner, tiny_sdxl_pipeline, tiny_vae
 from tiny_dit import tiny_chroma_pipeline, tiny_flow_vae, tiny_flux, tiny_flux_pipeline, tiny_sd3_pipeline
+from tiny_flux2 import tiny_flux2, tiny_flux2_pipeline, tiny_flux2_vae
 from tiny_qwen import tiny_qwen_pipeline, tiny_qwen_vae
-from training.small import UNET, small_config, write_pictures
+from training.small import small_config, write_pictures
 
-FLOWS = (tiny_flux_pipeline, tiny_sd3_pipeline, tiny_chroma_pipeline, tiny_qwen_pipeline)
+FLOWS = (tiny_flux_pipeline, tiny_flux2_pipeline, tiny_sd3_pipeline, tiny_chroma_pipeline, tiny_qwen_pipeline)
 
 
 def encode(experts: list[Expert], data: Path, output: Path, **changes: Any) -> Corpus:
@@ -31,8 +32,8 @@ def encode(experts: list[Expert], data: Path, output: Path, **changes: Any) -> C
 
 
 def test_latents_lose_the_shift_of_the_vae_and_are_scaled(pictures: Path, tmp_path: Path) -> None:
-    experts = [as_expert(tiny_pipeline(0, unet=tiny_unet(**UNET), vae=tiny_vae(shift_factor=0.3, scaling_factor=0.7)))]
-    plain = [as_expert(tiny_pipeline(0, unet=tiny_unet(**UNET), vae=tiny_vae(scaling_factor=1.0)))]
+    experts = [as_expert(small_pipeline(vae=tiny_vae(shift_factor=0.3, scaling_factor=0.7)))]
+    plain = [as_expert(small_pipeline(vae=tiny_vae(scaling_factor=1.0)))]
     found, raw = (encode(one, pictures, tmp_path).latents[[0, 1]] for one in (experts, plain))
     assert torch.allclose(found, (raw - 0.3) * 0.7, atol=1e-6)
 
@@ -53,10 +54,20 @@ def test_latents_are_measured_by_the_statistics_of_their_channels(pictures: Path
     assert torch.allclose(frames, again, atol=1e-5)
 
 
+def test_latents_of_flux2_are_those_its_pipeline_encodes_to() -> None:
+    vae, square = tiny_flux2_vae(), 2 * torch.rand(3, 16, 24, generator=torch.Generator().manual_seed(0)) - 1
+    with torch.no_grad():
+        expected = tiny_flux2_pipeline(vae=vae)._encode_vae_image(square[None], torch.Generator())
+    assert torch.allclose(to_latents([square], vae), expected, atol=1e-5)
+    assert expected.shape == (1, 16, 4, 6)
+    with pytest.raises(ValueError, match=r"squares of 2 x 2, but pictures of this size become 7 x 12 latents"):
+        to_latents([square[:, :14]], vae)
+
+
 def test_encoding_takes_the_memory_of_a_few(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusemble.training.latents.VALUES_AT_ONCE", 3 * 3 * 16 * 16)
     monkeypatch.setattr("diffusemble.training.corpus.CAPTIONS_AT_ONCE", 4)
-    pipeline, counts = tiny_pipeline(0, unet=tiny_unet(**UNET)), {"vae": [0], "text_encoder": [0]}
+    pipeline, counts = small_pipeline(), {"vae": [0], "text_encoder": [0]}
     for part, module in (("vae", pipeline.vae.encoder), ("text_encoder", pipeline.text_encoder)):
 
         def count(_: torch.nn.Module, args: Any, given: Any, part: str = part) -> None:
@@ -211,6 +222,31 @@ def test_chroma_is_told_what_its_pipeline_tells(tmp_path: Path) -> None:
     for name in ("hidden_states", "encoder_hidden_states", "attention_mask", "img_ids", "txt_ids", "timestep"):
         assert torch.allclose(heard[name], drawn[name].to(heard[name]), atol=1e-5), name
     assert torch.allclose(pipeline._pack_latents(said, 1, 4, 8, 8), drawn["said"], atol=1e-5)
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["klein", "dev"])
+def test_flux2_is_told_what_its_pipeline_tells(tmp_path: Path, guided: bool) -> None:
+    write_pictures(tmp_path / "pictures", sides=[(16, 16)])
+    pipeline = tiny_flux2_pipeline()
+    heard = listen(pipeline.transformer)
+    arguments = {"height": 16, "width": 16, "num_inference_steps": 1, "max_sequence_length": 40}
+    pipeline(prompt="picture 0", guidance_scale=1.0, output_type="latent", **arguments)
+    drawn = dict(heard)
+    pipeline.transformer = tiny_flux2(guidance_embeds=True) if guided else pipeline.transformer
+    heard = listen(pipeline.transformer)
+    corpus = encode([as_expert(pipeline)], tmp_path / "pictures", tmp_path, text_tokens=40)
+    noisy = drawn["hidden_states"].mT.reshape(1, 16, 4, 4)
+    inputs = corpus.inputs(torch.tensor([0]), torch.tensor([False]))
+    said = corpus.feed.predict(pipeline.transformer, noisy, 1000 * drawn["timestep"], inputs)
+    for name in ("hidden_states", "encoder_hidden_states", "img_ids", "txt_ids", "timestep"):
+        assert torch.allclose(heard[name], drawn[name].to(heard[name]), atol=1e-5), name
+    assert corpus.shape == (16, 4, 4)
+    assert corpus.feed.image_tokens(4, 4) == drawn["hidden_states"].shape[1]
+    if guided:
+        assert heard["guidance"].tolist() == [1]
+    else:
+        assert "guidance" not in inputs
+        assert torch.allclose(pipeline._pack_latents(said), drawn["said"], atol=1e-5)
 
 
 def test_qwen_is_told_what_its_pipeline_tells(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffusemble.experts.formats.families import family_of_config
@@ -149,7 +150,20 @@ def _schedule(scheduler: Any) -> dict[str, Any]:
 
 def latent_space(vae: Any) -> dict[str, Any]:
     """What a VAE's latents mean: two VAEs with equal entries can decode each other's."""
-    return {"downsampling factor": downsampling(vae)} | {key: _plain(_config(vae).get(key)) for key in _LATENTS}
+    return {
+        "downsampling factor": downsampling(vae),
+        **{key: _plain(_config(vae).get(key)) for key in _LATENTS},
+        "statistics of patches": _statistics(vae),
+    }
+
+
+def _statistics(vae: Any) -> str | None:
+    """A mark of what FLUX.2's VAE measures its latents by, whatever type they were loaded in; None for others."""
+    kept = getattr(vae, "bn", None)
+    if kept is None or kept.running_mean.is_meta:
+        return None
+    numbers = torch.cat([kept.running_mean, kept.running_var]).bfloat16().float().tolist()
+    return f"SHA-256 {hashlib.sha256(repr((numbers, kept.eps)).encode()).hexdigest()[:8]}..."
 
 
 def downsampling(vae: Any) -> int | None:

@@ -59,7 +59,7 @@ _READING = ("down", "hada_w1_b")  # factors as wide as what their module reads
 _BY_NAMES = (
     (r"distilled_guidance_layer", SHORT["chroma"]),
     (r"img_mlp_net_|(?:img|txt)_mod_1", SHORT["qwen"]),
-    (r"to_qkv_mlp_proj|double_stream_modulation", "FLUX.2"),
+    (r"to_qkv_mlp_proj|double_stream_modulation", SHORT["flux2"]),
     (r"single_transformer_blocks|double_blocks|single_blocks|lora_te2_encoder_block", SHORT["flux"]),
     (r"joint_blocks", "SD 3 or 3.5"),
     (r"(?:^|_)layers_\d+_(?:attention|feed_forward|adaLN)", "Z-Image or Lumina 2"),
@@ -69,7 +69,7 @@ _BY_NAMES = (
 """By names whose dots are underscores: the first that fits."""
 _BY_WIDTHS = (
     (r"attn2_to_[kv]$", {768: SHORT["sd1"], 1024: SHORT["sd2"], 2048: SHORT["sdxl"], 1280: SHORT["refiner"]}),
-    (r"img_attn_qkv$", {6144: "FLUX.2"}),
+    (r"img_attn_qkv$", {6144: SHORT["flux2"]}),
     (r"(?:^|_)layers_\d+_attention_(?:to_[qkv]|qkv)$", {3840: SHORT["z-image"], 2304: "Lumina 2"}),
     (r"add_q_proj$", {1536: "SD 3 or 3.5", 2432: SHORT["sd35"]}),
 )
@@ -81,7 +81,7 @@ _BY_VERSION = {
     "diffusion-v1": SHORT["sd1"],
     "sd_v2": SHORT["sd2"],
     "diffusion-v2": SHORT["sd2"],
-    "flux-2": "FLUX.2",
+    "flux-2": SHORT["flux2"],
     "flux": SHORT["flux"],
     "sd3": SHORT["sd3"],
 }

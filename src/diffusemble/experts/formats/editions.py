@@ -30,6 +30,12 @@ _EDM = {
 }
 """By the marks that their makers left among the tensors."""
 _SCHNELL = Edition("without a guidance embedding (schnell)", "black-forest-labs/FLUX.1-schnell")
+_FLUX2 = {
+    3072: Edition("klein 4B", "black-forest-labs/FLUX.2-klein-4B"),
+    4096: Edition("klein 9B", "black-forest-labs/FLUX.2-klein-9B"),
+    6144: Edition("dev", "black-forest-labs/FLUX.2-dev"),
+}
+"""By the width of the image tokens."""
 _LARGE = Edition("Large", "stabilityai/stable-diffusion-3.5-large")
 _GUIDANCE = ("guidance_in.", "time_text_embed.guidance_embedder.")
 _ENDS = (
@@ -60,6 +66,9 @@ def edition_of(header: Header, family: str) -> Edition:
         return Edition(f"{kind}: it reads {reads} channels", _REPOSITORIES.get((kind, family)))
     if family == SHORT["flux"] and not header.has(*(prefix + one for prefix in PREFIXES for one in _GUIDANCE)):
         return _SCHNELL
+    if family == SHORT["flux2"]:
+        widths = {header.shape(prefix + first)[:1] for prefix in PREFIXES for first, _ in _ENDS[2:]}
+        return next((edition for width, edition in _FLUX2.items() if (width,) in widths), Edition(None, None))
     if family == SHORT["sd35"] and not any(".attn2." in key for key in header.forms):
         return _LARGE
     return Edition(None, REPOSITORIES[family])

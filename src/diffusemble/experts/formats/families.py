@@ -16,12 +16,13 @@ SHORT = {
     "sd3": "SD 3",
     "sd35": "SD 3.5",
     "flux": "FLUX.1",
+    "flux2": "FLUX.2",
     "chroma": "Chroma",
     "qwen": "Qwen-Image",
     "z-image": "Z-Image",
 }
 DENOISER = dict.fromkeys((SHORT[one] for one in ("sd1", "sd2", "sdxl", "refiner")), "unet") | dict.fromkeys(
-    (SHORT[one] for one in ("sd3", "sd35", "flux", "chroma", "qwen", "z-image")), "transformer"
+    (SHORT[one] for one in ("sd3", "sd35", "flux", "flux2", "chroma", "qwen", "z-image")), "transformer"
 )
 """The families that can be loaded, with the name of the denoiser in their pipelines."""
 REPOSITORIES = {
@@ -32,6 +33,7 @@ REPOSITORIES = {
     SHORT["sd3"]: "stabilityai/stable-diffusion-3-medium-diffusers",
     SHORT["sd35"]: "stabilityai/stable-diffusion-3.5-medium",
     SHORT["flux"]: "black-forest-labs/FLUX.1-dev",
+    SHORT["flux2"]: "black-forest-labs/FLUX.2-klein-4B",
     SHORT["chroma"]: "lodestones/Chroma1-HD",
     SHORT["qwen"]: "Qwen/Qwen-Image",
     SHORT["z-image"]: "Tongyi-MAI/Z-Image-Turbo",
@@ -40,6 +42,7 @@ REPOSITORIES = {
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.", "")
 _TRANSFORMERS = {
     "FluxTransformer2DModel": SHORT["flux"],
+    "Flux2Transformer2DModel": SHORT["flux2"],
     "ChromaTransformer2DModel": SHORT["chroma"],
     "QwenImageTransformer2DModel": SHORT["qwen"],
     "ZImageTransformer2DModel": SHORT["z-image"],
@@ -48,7 +51,7 @@ _TWINS = {SHORT["sd1"], SHORT["sd2"]}
 _UNETS = {"original": ("input_blocks.0.", "label_emb."), "diffusers": ("conv_in.", "add_embedding.")}
 _OTHERS = (
     (r"distilled_guidance_layer\.", SHORT["chroma"]),
-    (r"double_stream_modulation_img\.|single_stream_modulation\.", "FLUX.2"),
+    (r"double_stream_modulation_img\.|single_stream_modulation\.", SHORT["flux2"]),
     (r"double_stream_blocks\.", "HiDream"),
     (r"double_layers\.", "AuraFlow"),
     (r"blocks\.\d+\.cross_attn\.(?:q_linear|kv_linear)", "PixArt or Sana"),

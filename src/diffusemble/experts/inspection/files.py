@@ -14,6 +14,7 @@ from diffusemble.experts.formats.contents import (
     T5_PARTS,
     TEXT_STARTS,
     VAE_STARTS,
+    VECTORS,
     Contents,
     contents_of,
 )
@@ -26,7 +27,7 @@ from diffusemble.experts.inspection.adapters import adapter_notes
 from diffusemble.experts.inspection.report import Part, Report, part_of
 
 _MERGE = "diffusemble.merge"
-_FLOWS = (SHORT["sd3"], SHORT["sd35"], SHORT["flux"], SHORT["chroma"], SHORT["qwen"], SHORT["z-image"])
+_FLOWS = (SHORT["sd3"], SHORT["sd35"], SHORT["flux"], SHORT["flux2"], SHORT["chroma"], SHORT["qwen"], SHORT["z-image"])
 _EMA = ("model_ema.",)
 
 
@@ -127,7 +128,7 @@ def _notes(header: Header, contents: Contents) -> dict[str, str]:
     if contents.kind == EMBEDDING:
         key = next(iter(header.forms))
         shape = header.shape(key)
-        named = key if key not in ("emb_params", "clip_l", "clip_g", "*") else header.file.stem
+        named = header.file.stem if key in ("emb_params", "*", *VECTORS) else key
         return {"word": named, "vectors": str(shape[0] if len(shape) > 1 else 1)}
     notes = {}
     spec = _recipe(header.metadata.get("diffusemble.aggregator"))

@@ -1,4 +1,4 @@
-"""FLUX and Chroma, which is made of it, in the layout of FLUX's original code (Black Forest Labs)."""
+"""FLUX.1, FLUX.2, and Chroma, which is made of the first, in the layout of their original code (Black Forest Labs)."""
 
 from __future__ import annotations
 
@@ -50,6 +50,17 @@ _CHROMA: tuple[Rule, ...] = (
     (r"^(distilled_guidance_layer\.layers\.\d+)\.linear_2\.", r"\1.out_layer."),
     (r"^(distilled_guidance_layer\.norms\.\d+)\.weight", r"\1.scale"),
 )
+_FLUX2: tuple[Rule, ...] = (
+    (r"^time_guidance_embed\.timestep_embedder\.", "time_in."),
+    (r"^time_guidance_embed\.guidance_embedder\.", "guidance_in."),
+    (r"^((?:double|single)_stream_modulation\w*)\.linear\.", r"\1.lin."),
+    (r"^(single_transformer_blocks\.\d+)\.attn\.to_qkv_mlp_proj\.", r"\1.linear1."),
+    (r"^(single_transformer_blocks\.\d+)\.attn\.to_out\.", r"\1.linear2."),
+    (r"\.ff\.linear_in\.", ".img_mlp.0."),
+    (r"\.ff\.linear_out\.", ".img_mlp.2."),
+    (r"\.ff_context\.linear_in\.", ".txt_mlp.0."),
+    (r"\.ff_context\.linear_out\.", ".txt_mlp.2."),
+)
 
 
 def flux(model: Any, shapes: Shapes) -> dict[str, Origin]:
@@ -60,3 +71,8 @@ def flux(model: Any, shapes: Shapes) -> dict[str, Origin]:
 def chroma(model: Any, shapes: Shapes) -> dict[str, Origin]:
     """Origins of a Chroma transformer's tensors: FLUX with one network for all modulations."""
     return follow(shapes, (*_RULES, *_CHROMA), _FUSED)
+
+
+def flux2(model: Any, shapes: Shapes) -> dict[str, Origin]:
+    """Origins of a FLUX.2 transformer's tensors; its single blocks are fused in diffusers, too."""
+    return follow(shapes, (*_FLUX2, *_RULES), _FUSED, swapped=r"norm_out\.linear\.")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from diffusemble.experts.formats.contents import VAE_STARTS
 from diffusemble.experts.formats.families import PREFIXES
 from diffusemble.experts.layouts.autoencoder import older_vae, vae
-from diffusemble.experts.layouts.flux import chroma, flux
+from diffusemble.experts.layouts.flux import chroma, flux, flux2
 from diffusemble.experts.layouts.origin import Layout, same
 from diffusemble.experts.layouts.sd3 import sd3
 from diffusemble.experts.layouts.text_encoder import bare_clip, clip, embedding_t5, open_clip, t5
@@ -18,6 +18,7 @@ from diffusemble.experts.layouts.z_image import qwen3, z_image
 ORIGINAL: dict[str, Layout] = {
     "UNet2DConditionModel": unet,
     "FluxTransformer2DModel": flux,
+    "Flux2Transformer2DModel": flux2,
     "ChromaTransformer2DModel": chroma,
     "SD3Transformer2DModel": sd3,
     "ZImageTransformer2DModel": z_image,
