@@ -119,7 +119,7 @@ def test_the_half_without_a_prompt_keeps_sizes_and_length_of_its_own() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["sd2", "refiner", "flux", "chroma", "qwen", "sd3"])
+@pytest.mark.parametrize("family", ["sd2", "refiner", "flux", "chroma", "qwen", "z-image", "sd3"])
 def test_every_family_is_distilled(pictures: Path, tmp_path: Path, family: str) -> None:
     experts = experts_of(family)
     aggregator = build_aggregator("sabw", [expert.denoiser for expert in experts], preset="tiny")
@@ -138,12 +138,12 @@ def test_every_family_is_distilled(pictures: Path, tmp_path: Path, family: str) 
     assert np.isfinite(drawn).all()
 
 
-@pytest.mark.parametrize("family", ["sd1", "flux", "sd3"])
+@pytest.mark.parametrize("family", ["sd1", "flux", "z-image", "sd3"])
 def test_adapters_are_inside_the_blocks(family: str) -> None:
     denoiser = experts_of(family)[0].denoiser
     add_adapters([denoiser], rank=2)
     names = [name for name, module in denoiser.named_modules() if hasattr(module, "lora_A")]
-    inside = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks")
+    inside = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks", "layers")
     assert names
     assert {name.split(".")[0] for name in names} <= set(inside)
 

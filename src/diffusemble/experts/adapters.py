@@ -17,9 +17,12 @@ NAME = "distilled"
 HEADER_KEY = "diffusemble.lora_rank"
 TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
 """Every layer inside the blocks; what opens and closes a denoiser stays as it is."""
+_OUTSIDE = {"proj_out": "proj_out", "noise_refiner": r"(?:noise|context)_refiner\..*"}
+"""What is called as those are and lies outside of the blocks, by a module that a denoiser has then."""
 
 
 def has_adapter(denoiser: nn.Module) -> bool:
@@ -40,8 +43,8 @@ def add_adapters(denoisers: Iterable[Any], rank: int) -> None:
                 "was made from, or set lora to 0."
             )
         # As a text, what is left out is a whole name: the last layer of FLUX and SD3, not those of blocks.
-        closing = "proj_out" if hasattr(denoiser, "proj_out") else None
-        settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS), exclude_modules=closing)
+        outside = next((names for part, names in _OUTSIDE.items() if hasattr(denoiser, part)), None)
+        settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS), exclude_modules=outside)
         denoiser.add_adapter(settings, adapter_name=NAME)
 
 
