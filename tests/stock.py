@@ -29,35 +29,21 @@ from torch import Tensor
 from diffusemble import EnsembleDenoiser
 from tiny import (
     SDXL_UNET,
+    SMALL,
     as_expert,
     randomised,
-    tiny_pipeline,
+    small_pipeline,
+    small_unet,
     tiny_sdxl_pipeline,
     tiny_sdxl_unet,
-    tiny_unet,
     tiny_vae,
 )
 from unet_inputs import IMAGE_WIDTH, load_image_prompts, randn
 
 STEPS = 3
-SMALL = {
-    "block_out_channels": (8, 16),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-}
 SIZE = {"height": 16, "width": 16}
 
 Stock = tuple[Any, dict[str, Any]]
-
-
-def small_unet(seed: int = 0, **config: Any) -> Any:
-    return tiny_unet(seed, **{**SMALL, **config})
-
-
-def small_pipeline(seed: int = 0, **parts: Any) -> Any:
-    return tiny_pipeline(seed, **{"unet": small_unet(seed), **parts})
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -167,9 +153,8 @@ SD: dict[str, Callable[[], Stock]] = {
 
 
 def _sdxl_unet(seed: int) -> Any:
-    small = {name: value for name, value in SMALL.items() if name != "attention_head_dim"}
     added = {name: SDXL_UNET[name] for name in ("addition_embed_type", "cross_attention_dim")}
-    return tiny_sdxl_unet(seed, **small, **added, transformer_layers_per_block=1, attention_head_dim=(2, 4))
+    return tiny_sdxl_unet(seed, **SMALL, **added, transformer_layers_per_block=1, attention_head_dim=(2, 4))
 
 
 def small_sdxl(seed: int = 0) -> Any:

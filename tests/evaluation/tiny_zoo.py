@@ -13,7 +13,7 @@ from PIL import Image
 from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.evaluation.config import EvaluateConfig
 from diffusemble.experts.load import load_experts
-from tests.tiny import randomised, tiny_pipeline, tiny_text_encoder
+from tests.tiny import randomised, small_pipeline, tiny_text_encoder
 
 CONCEPTS = {"bear": "animals", "fox": "animals", "saw": "things", "jug": "things", "elf": "people", "nun": "people"}
 STYLES = ("red", "blue")
@@ -40,7 +40,7 @@ def save_experts(folder: Path, n: int = 2) -> list[Path]:
     """Diffusers folders of n experts that share their text encoder."""
     text_encoder = tiny_text_encoder()
     for seed in range(n):
-        tiny_pipeline(seed, text_encoder=text_encoder).save_pretrained(folder / f"expert-{seed}")
+        small_pipeline(seed, text_encoder=text_encoder).save_pretrained(folder / f"expert-{seed}")
     return [folder / f"expert-{seed}" for seed in range(n)]
 
 

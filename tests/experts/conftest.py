@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experts.small import small_pipeline
-from tiny import tiny_text_encoder
+from tiny import small_pipeline, tiny_text_encoder
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,7 @@ from diffusemble.experts.additions.names import targets
 from diffusemble.experts.formats.contents import contents_of
 from diffusemble.experts.formats.header import Form, Header
 from diffusemble.experts.inspection.folders import inspect
-from experts.small import small_pipeline
-from tiny import tiny_sdxl_pipeline
+from tiny import small_pipeline, tiny_sdxl_pipeline
 from tiny_dit import tiny_flux
 
 CONV_IN = {"unet.conv_in.diff": torch.ones(16, 4, 3, 3), "unet.conv_in.diff_b": torch.ones(16)}

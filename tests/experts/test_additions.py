@@ -16,9 +16,8 @@ from diffusemble import EnsembleDenoiser, load_experts
 from diffusemble.experts.sources import Addition, Source, parse_source
 from diffusemble.merging.models import find
 from diffusemble.provenance import made_with
-from experts.small import small_pipeline
 from ldm import save_ldm
-from tiny import tiny_vae
+from tiny import small_pipeline, tiny_vae
 
 
 @pytest.fixture

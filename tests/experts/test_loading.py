@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 from diffusemble import EnsembleDenoiser, load_experts, zoo
 from diffusemble.experts.folder import quiet
 from diffusemble.experts.sources import Source, parse_source
-from experts.small import small_pipeline
 from ldm import save_ldm
-from tiny import tiny_sdxl_pipeline, tiny_vae
+from tiny import small_pipeline, tiny_sdxl_pipeline, tiny_vae
 
 
 def copied(models: Path, tmp_path: Path) -> Path:

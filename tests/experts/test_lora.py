@@ -13,11 +13,10 @@ from peft import LoraConfig, get_peft_model
 from adapter_files import kohya, shapes_of, write
 from diffusemble import load_experts
 from diffusemble.experts.folder import quiet
-from experts.small import small_pipeline
 from ldm import SD1, save_ldm
 from ldm import unet as ldm_unet
 from original import original
-from tiny import tiny_sdxl_pipeline
+from tiny import small_pipeline, tiny_sdxl_pipeline
 from tiny_dit import tiny_flux_pipeline, tiny_sd3_pipeline
 
 LINEAR = ("attn2.to_k", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")

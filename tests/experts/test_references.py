@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from diffusemble import EnsembleDenoiser, build_aggregator, load_experts
-from experts.small import small_pipeline, small_unet
 from ldm import save_ldm
-from tiny import randomised
+from tiny import randomised, small_pipeline, small_unet
 
 
 def ensemble_of(sources: list[Path], **options: Any) -> EnsembleDenoiser:

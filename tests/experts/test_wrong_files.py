@@ -14,7 +14,7 @@ from adapter_files import write
 from diffusemble import load_experts
 from diffusemble.experts.inspection.folders import inspect
 from diffusemble.experts.inspection.report import Report
-from experts.small import small_unet
+from tiny import small_unet
 
 
 def only(path: Path, hashed: bool = False) -> Report:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusemble import EnsembleDenoiser, build_aggregator, load_experts
-from tiny import randomised, tiny_pipeline
+from tiny import randomised, small_pipeline
 
 
 @pytest.fixture(scope="session")
@@ -12,7 +12,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Two experts as diffusers folders."""
     root = tmp_path_factory.mktemp("experts")
     for seed, name in enumerate(("rock", "fern")):
-        tiny_pipeline(seed).save_pretrained(root / name)
+        small_pipeline(seed).save_pretrained(root / name)
     return str(root / "rock"), str(root / "fern")
 
 

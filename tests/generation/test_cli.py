@@ -19,7 +19,7 @@ from diffusemble.app.cli import app
 from diffusemble.app.tables import count, operations
 from diffusemble.app.terminal import QUIET, advice, progress_bar
 from ldm import save_ldm
-from tiny import tiny_pipeline
+from tiny import small_pipeline
 
 
 def run(*arguments: str | Path) -> Result:
@@ -182,7 +182,7 @@ def test_describe_prints_experts_points_and_costs(folders: tuple[str, ...], trai
         "rock",
         "fern",
         "UNet2DConditionModel",
-        "629.7 k",
+        "53.28 k",
         "down.0.downsample",
         "12 x 16",
         "2.00 x one expert",
@@ -193,7 +193,7 @@ def test_describe_prints_experts_points_and_costs(folders: tuple[str, ...], trai
 
 
 def test_a_base_gives_single_files_what_they_lack(folders: tuple[str, ...], tmp_path: Path) -> None:
-    file = save_ldm(tiny_pipeline(1), tmp_path / "moss.safetensors", without=("vae",))
+    file = save_ldm(small_pipeline(1), tmp_path / "moss.safetensors", without=("vae",))
     done = run("describe", file, "--base", folders[0])
     assert done.exit_code == 0, done.output
     assert "moss" in done.output

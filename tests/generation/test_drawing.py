@@ -11,7 +11,7 @@ from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import choose_maps, draw, install
 from diffusemble.registry import SCHEDULERS
 from diffusemble.samplers import build_scheduler
-from tiny import tiny_pipeline, tiny_scheduler
+from tiny import small_pipeline, tiny_scheduler
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def config_of(**settings: Any) -> GenerateConfig:
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_one_expert_draws_what_its_own_pipeline_draws(folders: tuple[str, ...], name: str) -> None:
     one = EnsembleDenoiser(load_experts(folders[1:]))
-    pipeline = tiny_pipeline(1)
+    pipeline = small_pipeline(1)
     pipeline.scheduler = build_scheduler(name, one.experts[0].components["scheduler"].config)
     reference = pipeline(
         "a cat", negative_prompt="a dog", num_inference_steps=4, generator=torch.Generator().manual_seed(7)
@@ -88,12 +88,12 @@ def test_size_guidance_and_negative_prompt_are_used(ensemble: EnsembleDenoiser) 
 def test_kept_maps_belong_to_the_prompt_the_picture_and_the_step(
     ensemble: EnsembleDenoiser, name: str, guidance: float
 ) -> None:
-    settings = {"scheduler": name, "guidance": guidance, "steps": 3, "attention": {"points": ["up.3.layer2"]}}
+    settings = {"scheduler": name, "guidance": guidance, "steps": 3, "attention": {"points": ["up.1.layer1"]}}
     config = config_of(**settings, prompts=("a cat", "two dogs"))
     together = draw(ensemble, config, choose_maps(ensemble, config))
     for picture in together:
         (point,) = picture.maps
-        assert (point.name, point.steps) == ("up.3.layer2", (1, 2, 3))
+        assert (point.name, point.steps) == ("up.1.layer1", (1, 2, 3))
         assert all(maps.shape == (2, 8, 8) for maps in point.maps)
         # The map of the first step can be had from one call: same noise, same prompt, no guidance.
         single = config_of(**{**settings, "guidance": 1.0}, prompts=picture.prompt)
@@ -105,7 +105,7 @@ def test_a_spread_of_points_and_steps_by_default(ensemble: EnsembleDenoiser) -> 
     choice = choose_maps(ensemble, config_of(attention=True, steps=50))
     assert choice is not None
     assert choice.steps == (1, 11, 21, 30, 40, 50)
-    assert [*choice.points.values()][:: len(choice.points) - 1] == ["conv_in", "up.3.layer2"]
+    assert [*choice.points.values()][:: len(choice.points) - 1] == ["conv_in", "up.1.layer1"]
     assert all(ensemble.points[index] == name for index, name in choice.points.items())
     few = choose_maps(ensemble, config_of(attention=True, steps=2))
     assert few is not None

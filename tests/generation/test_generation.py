@@ -181,7 +181,7 @@ def test_magicfusion_draws_with_its_maps(folders: tuple[str, ...]) -> None:
     run = generate(config_of(experts=folders, aggregator="magicfusion", attention={"steps": 2}))
     for picture in run.pictures:
         (point,) = picture.maps
-        assert point.name == "up.3.layer2"
+        assert point.name == "up.1.layer1"
         assert set(point.maps[0].unique().tolist()) == {0.0, 1.0}
     assert run.pictures[0].image.tobytes() != generate(config_of(experts=folders)).pictures[0].image.tobytes()
 

@@ -13,14 +13,14 @@ from diffusemble import EnsembleDenoiser
 from diffusemble.aggregators.router import Router
 from diffusemble.app.cli import app
 from diffusemble.training.log import read_log
-from tiny import tiny_pipeline, tiny_unet
-from training.small import UNET, small_config
+from tiny import small_pipeline
+from training.small import small_config
 
 
 def save_experts(folder: Path) -> list[str]:
     """A bad expert, which every untrained router chooses, and one that predicts about nothing."""
     for seed, (name, scale) in enumerate({"bad": 20.0, "modest": 0.1}.items()):
-        pipeline = tiny_pipeline(seed, unet=tiny_unet(seed, **UNET))
+        pipeline = small_pipeline(seed)
         with torch.no_grad():
             for parameter in pipeline.unet.conv_out.parameters():
                 parameter.mul_(scale)
