@@ -119,6 +119,11 @@ def load_lora(model: Any) -> None:
 
 def load_flux_image_prompt(model: Any) -> None:
     """An IP-Adapter with four image tokens, through diffusers' own loader."""
+    model._load_ip_adapter_weights([flux_image_prompt_weights(model)])
+
+
+def flux_image_prompt_weights(model: Any) -> dict[str, dict[str, Tensor]]:
+    """Weights of an IP-Adapter with four image tokens, by diffusers' names."""
     blocks = len(model.transformer_blocks)
     projection = {
         "proj.weight": randn(4 * T5_WIDTH, IMAGE_WIDTH, seed=10),
@@ -132,7 +137,7 @@ def load_flux_image_prompt(model: Any) -> None:
         for part in "kv"
         for kind, shape in (("weight", (model.inner_dim, T5_WIDTH)), ("bias", (model.inner_dim,)))
     }
-    model._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": attentions}])
+    return {"image_proj": projection, "ip_adapter": attentions}
 
 
 def load_sd3_image_prompt(model: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusemble.adapters.install import adapted_pipeline, adapter_call, guided
+from diffusemble.adapters.install import acting, adapted_pipeline, adapter_call
 from diffusemble.adapters.two_stages import in_two_stages, refiner_pipeline
 from diffusemble.aggregators.recording import AttentionMaps, record_attention
 from diffusemble.config.generate import GenerateConfig
@@ -160,6 +160,9 @@ def _run(stages: Stages, jobs: Sequence[tuple[str, int]], config: GenerateConfig
         report(min(1.0, (index + 1) / config.steps))  # PNDM evaluates once more than it steps
         return state
 
+    def told(index: int, time: Any, latents: Tensor) -> None:
+        step_done(None, index, time, {})
+
     pipeline, refiner = stages.first, stages.second
     call = {
         "prompt": [prompt for prompt, _ in jobs],
@@ -167,14 +170,15 @@ def _run(stages: Stages, jobs: Sequence[tuple[str, int]], config: GenerateConfig
         "num_inference_steps": config.steps,
         "height": config.height,
         "width": config.width,
-        **_known(pipeline, {"callback_on_step_end": step_done, "use_resolution_binning": False}),  # PixArt has its own
+        # PixArt's and T2I-adapters' pipelines know diffusers' first callback only. PixArt has sizes of its own.
+        **_known(pipeline, {"callback_on_step_end": step_done, "use_resolution_binning": False, "callback": told}),
         **guidance_of(pipeline, config.guidance, [config.negative] * len(jobs)),
         **_length(pipeline),
         **adapter_call(pipeline, config, len(jobs)),
     }
-    if refiner is not None and config.refiner is not None:
-        return in_two_stages(pipeline, refiner, call, config.refiner)
-    with guided(pipeline, config):
+    with acting(pipeline, config):
+        if refiner is not None and config.refiner is not None:
+            return in_two_stages(pipeline, refiner, call, config.refiner, step_done)
         return pipeline(**call).images
 
 
@@ -191,8 +195,13 @@ def guidance_of(pipeline: Any, scale: float, negative: Sequence[str]) -> dict[st
     Z-Image's pipelines are told how much is added to the prompt's prediction, so that none is 0.
 
     Raises:
-        ValueError: something not to draw, for a FLUX whose guidance is built in.
+        ValueError: something not to draw, for a FLUX whose guidance is built in, or a pipeline without such a prompt.
     """
+    if any(negative) and not _known(pipeline, {"negative_prompt": None}):
+        raise ValueError(
+            f"negative: {type(pipeline).__name__} draws the half without a prompt from an empty one and takes no "
+            f"negative prompt. Leave 'negative' out, or call ensemble.pipeline() with negative_prompt_embeds."
+        )
     if not _known(pipeline, {"true_cfg_scale": None}):
         told = scale - 1 if _is_z_image(pipeline) else scale
         return {"guidance_scale": told, **({"negative_prompt": list(negative)} if any(negative) else {})}

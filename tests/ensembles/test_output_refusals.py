@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionAdapterPipeline, StableDiffusionControlNetPipeline
 
 from diffusemble import OutputEnsembleDenoiser, build_output_aggregator
+from diffusemble.experts.expert import Expert
+from stock import small_pipeline, small_unet
 from tests.families.parts import draw, expert, together
-from tiny_ensembles import controlnet
+from tiny import as_expert
+from tiny_ensembles import ATOL, controlnet
 from unet_inputs import image_prompt_weights
 
 
@@ -71,3 +75,20 @@ def test_text_that_was_not_packed_for_these_experts_is_refused() -> None:
 def test_skipped_layers_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"clip_skip picks a layer of one text encoder.*Leave clip_skip out"):
         draw(together([expert(name)]).pipeline(), clip_skip=1)
+
+
+def test_a_consistency_model_leaves_nobody_without_guidance() -> None:
+    """As the first expert it is told the scale, and the pipeline asks for no guidance."""
+
+    def lcm(name: str = "lcm") -> Expert:
+        return as_expert(small_pipeline(0, unet=small_unet(0, time_cond_proj_dim=8)), name)
+
+    plain = as_expert(small_pipeline(3), "plain")
+    with pytest.raises(ValueError, match=r"'lcm'\) is told the guidance scale .* expert 2 \('plain'\) .* guidance 1"):
+        draw(together([lcm(), plain]).pipeline(), guidance_scale=4.0)
+    draw(together([lcm(), plain]).pipeline(), guidance_scale=1.0)
+    draw(together([plain, lcm()]).pipeline(), guidance_scale=4.0)
+    alone, alike = (together([lcm(name) for name in names]).pipeline() for names in (("a",), ("a", "b")))
+    for scale in (1.0, 4.0):
+        expected = draw(alone, guidance_scale=scale)
+        np.testing.assert_allclose(draw(alike, guidance_scale=scale), expected, atol=ATOL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,14 @@ from diffusers import (
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
 )
-from diffusers.hooks import SeaCacheConfig
+from diffusers.hooks import SeaCacheConfig, TextKVCacheConfig, apply_faster_cache, apply_text_kv_cache
 
-from diffusemble import EnsembleDenoiser, OutputEnsembleDenoiser
+from diffusemble import EnsembleDenoiser, OutputEnsembleDenoiser, pack_text
+from stock import small_pipeline, small_unet
 from tiny import as_expert
 from tiny_dit import tiny_flux, tiny_flux_pipeline
+from tiny_ensembles import SMALL
+from tiny_ensembles import draw as draw_small
 from transformer_cases import Case
 
 STEPS = 4
@@ -96,3 +100,46 @@ def test_experts_that_meet_at_the_output_may_skip_whole_blocks() -> None:
     expected = draw(alone, 512)
     assert np.abs(expected - plain).max() > 1e-3
     np.testing.assert_allclose(draw(pair, 512), expected, atol=2e-5)
+
+
+ON_THE_WHOLE: dict[str, Callable[[Any], None]] = {
+    "faster_cache_denoiser": lambda whole: apply_faster_cache(whole, BLOCKS["faster_cache_denoiser"]),
+    "text_kv_cache_transformer": lambda whole: apply_text_kv_cache(whole, TextKVCacheConfig()),
+}
+
+
+@pytest.mark.parametrize("level", [EnsembleDenoiser, OutputEnsembleDenoiser])
+@pytest.mark.parametrize("cache", ON_THE_WHOLE)
+def test_a_cache_that_finds_no_blocks_because_it_is_on_the_ensemble_is_refused(cache: str, level: type) -> None:
+    pipeline = level([as_expert(small_pipeline(seed), f"{seed}") for seed in (0, 1)]).pipeline()
+    ON_THE_WHOLE[cache](pipeline.unet)
+    with pytest.raises(
+        ValueError, match=rf"ensemble itself has a cache \({cache}\).* ensemble\.enable_cache\(config\)"
+    ):
+        draw_small(pipeline, num_inference_steps=1, **SMALL)
+    pipeline.unet._diffusers_hook.remove_hook(cache)
+    draw_small(pipeline, num_inference_steps=1, **SMALL)
+
+
+def hooked(module: Any) -> Any:
+    return module.register_forward_hook(lambda *_: None).remove
+
+
+def patched(module: Any) -> Any:
+    module.forward = lambda *_: None
+    return lambda: vars(module).pop("forward")
+
+
+@pytest.mark.parametrize("put", [hooked, patched])
+@pytest.mark.parametrize("place", ["down_blocks.0", "up_blocks.1", "its whole denoiser"])
+def test_what_waits_for_a_call_that_is_never_made_is_refused(place: str, put: Callable[[Any], Any]) -> None:
+    """As DeepCache and FreeNoise do; the middle block is called as it is, so what is put there acts."""
+    ensemble = EnsembleDenoiser([small_unet(0), small_unet(1)])
+    call = (torch.randn(1, 4, 8, 8), 500, pack_text([torch.randn(1, 16, 32)] * 2))
+    expert = ensemble.denoisers[1]
+    take_off = put(expert if "whole" in place else expert.get_submodule(place))
+    with pytest.raises(ValueError, match=rf"Expert 2 has a hook or a forward of its own around {place}"):
+        ensemble(*call)
+    take_off()
+    hooked(expert.mid_block)
+    ensemble(*call)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from diffusemble.adapters.steps import StepCount
 from diffusemble.blocks.turns import select
 
 
@@ -27,7 +28,8 @@ def guidance_interval(pipeline: Any, start: float = 0.0, stop: float = 1.0) -> I
         stop: share of the steps from which on there is none, up to 1.
 
     Raises:
-        ValueError: the shares are in no order; the pipeline has no classifier-free guidance of two halves.
+        ValueError: the shares are in no order; the pipeline has no classifier-free guidance of two halves, or (at its
+            first step) draws without any.
     """
     if not 0 <= start <= stop <= 1:
         raise ValueError(f"A guidance interval is 0 <= start <= stop <= 1, shares of the steps; got {start}, {stop}.")
@@ -55,7 +57,7 @@ class _Gate:
 
     def __init__(self, pipeline: Any, start: float, stop: float) -> None:
         self.pipeline, self.start, self.stop = pipeline, start, stop
-        self.first = self.last = -1
+        self.count = StepCount(pipeline)
         self.halved = False
 
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -64,7 +66,14 @@ class _Gate:
                 "A guidance interval needs batches of two halves, and perturbed-attention guidance makes three parts. "
                 "Set pag_scale=0, or leave the interval out."
             )
-        self.halved = self.pipeline.do_classifier_free_guidance and not self._guided(args, kwargs)
+        if not self.pipeline.do_classifier_free_guidance:
+            raise ValueError(
+                "A guidance interval switches guidance off, and this pipeline draws without: its guidance scale is at "
+                "most 1, or the first expert is told the scale and guides by itself (latent consistency models). Leave "
+                "the interval out."
+            )
+        step, steps = self.count(args, kwargs)
+        self.halved = not self.start <= step / steps < self.stop
         if not self.halved:
             return None
         sample: Any = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
@@ -77,14 +86,3 @@ class _Gate:
             return None
         doubled = torch.cat([output[0], output[0]])
         return (doubled, *output[1:]) if isinstance(output, tuple) else type(output)(sample=doubled)
-
-    def _guided(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        time = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).reshape(-1)[0]
-        times = self.pipeline.scheduler.timesteps
-        index = int((times.to(time.device) - time).abs().argmin())
-        if index < self.last or self.first < 0:  # another run begins
-            self.first = index
-        self.last = index
-        # T2I-adapters' pipelines do not count, and draw all steps.
-        share = (index - self.first) / getattr(self.pipeline, "num_timesteps", len(times))
-        return self.start <= share < self.stop

@@ -50,7 +50,9 @@ def refiner_pipeline(refiner: Ensemble, base: Any) -> Any:
     return pipeline
 
 
-def in_two_stages(base: Any, refiner: Any, call: Mapping[str, Any], settings: RefinerConfig) -> Any:
+def in_two_stages(
+    base: Any, refiner: Any, call: Mapping[str, Any], settings: RefinerConfig, told: Callable[..., Any]
+) -> Any:
     """Pictures that ``refiner`` finished.
 
     Args:
@@ -58,17 +60,19 @@ def in_two_stages(base: Any, refiner: Any, call: Mapping[str, Any], settings: Re
         refiner: what ``refiner_pipeline`` made.
         call: arguments for the first stage; the second gets those that it shares.
         settings: when it goes on, and its scores.
+        told: called after every step of the second stage, as a pipeline's ``callback_on_step_end``.
     """
     latents = base(**call, denoising_end=settings.start, output_type="latent").images
     shared = {name: call[name] for name in _SHARED if name in call}
-    told = call.get("callback_on_step_end")
+    # T2I-adapters' pipelines do not count their steps.
+    done = getattr(base, "num_timesteps", round(settings.start * call["num_inference_steps"]))
     return refiner(
         **shared,
         image=latents,
         denoising_start=settings.start,
         aesthetic_score=settings.aesthetic_score,
         negative_aesthetic_score=settings.negative_aesthetic_score,
-        callback_on_step_end=None if told is None else _going_on(told, base.num_timesteps),
+        callback_on_step_end=_going_on(told, done),
     ).images
 
 

@@ -12,14 +12,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 """A share of the steps."""
 
 
-class ControlNetConfig(Schema):
-    """A ControlNet and the picture that it reads.
+class NetConfig(Schema):
+    """A net that reads a picture beside the experts.
 
     Attributes:
         model: folder or hub id of its weights.
-        image: file of the picture, as the ControlNet reads it (edges, depth, pose, ...).
+        image: file of the picture, as the net reads it (edges, depth, pose, ...).
         weight: how strong.
-        start, end: from which to which share of the steps.
+        start, end: from which to which share of the steps: it acts in those that lie between them as a whole.
     """
 
     model: Text
@@ -29,18 +29,28 @@ class ControlNetConfig(Schema):
     end: Share = 1.0
 
     @model_validator(mode="after")
-    def _in_order(self) -> ControlNetConfig:
+    def _in_order(self) -> NetConfig:
         if self.start >= self.end:
-            raise ValueError(f"a ControlNet acts from 'start' to a later 'end'; got {self.start:g} and {self.end:g}")
+            raise ValueError(f"it acts from 'start' to a later 'end'; got {self.start:g} and {self.end:g}")
         return self
 
+    def acts(self, step: int, steps: int) -> bool:
+        """Whether it acts in ``step`` (from 0) of ``steps``, counted as diffusers counts for ControlNets."""
+        return step / steps >= self.start and (step + 1) / steps <= self.end
 
-class T2IAdapterConfig(Schema):
-    """A T2I-adapter and the picture that it reads: ``model``, ``image`` and ``weight`` as of a ControlNet."""
 
-    model: Text
-    image: Text
-    weight: float = Field(default=1.0, ge=0)
+class ControlNetConfig(NetConfig):
+    """A ControlNet and the picture that it reads.
+
+    Attributes:
+        mode: which kind of picture it is, for a ControlNet that reads several kinds (a union): a number from 0.
+    """
+
+    mode: int | None = Field(default=None, ge=0)
+
+
+class T2IAdapterConfig(NetConfig):
+    """A T2I-adapter and the picture that it reads."""
 
 
 class ImagePromptConfig(Schema):
@@ -70,12 +80,15 @@ class ImagePromptConfig(Schema):
 
 
 class FreeUConfig(Schema):
-    """FreeU (arXiv 2309.11497): factors of skip connections and of backbone features at the two lowest levels."""
+    """FreeU (arXiv 2309.11497): factors of skip connections and of backbone features at the two lowest levels.
 
-    s1: float = Field(ge=0)
-    s2: float = Field(ge=0)
-    b1: float = Field(ge=0)
-    b2: float = Field(ge=0)
+    With a factor of 0 diffusers takes all four for absent; 1 leaves a feature as it is.
+    """
+
+    s1: float = Field(gt=0)
+    s2: float = Field(gt=0)
+    b1: float = Field(gt=0)
+    b2: float = Field(gt=0)
 
 
 def _several(value: Any) -> Any:

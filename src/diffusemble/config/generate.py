@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from diffusemble.config.adapters import AdapterConfig
 from diffusemble.config.ensemble import EnsembleConfig, RefinerConfig
 from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.schema import Prompts, Scheduler, Schema, Seed, Side, Text, listed
-from diffusemble.config.units import parse_bytes
+from diffusemble.config.units import MemorySize
 
 
 def _switched(value: Any) -> Any:
@@ -74,7 +74,7 @@ class GenerateConfig(AdapterConfig, EnsembleConfig):
     batch: int = Field(default=4, ge=1)
     compare: bool = False
     attention: Annotated[AttentionConfig | None, BeforeValidator(_switched)] = None
-    memory_budget: str | None = None
+    memory_budget: MemorySize | None = None
     memory: MemoryConfig | None = None
     refiner: RefinerConfig | None = None
     out: Text = "outputs"
@@ -97,9 +97,32 @@ class GenerateConfig(AdapterConfig, EnsembleConfig):
                 raise ValueError("a memory plan is for one device; leave refiner.device out")
         return self
 
-    @field_validator("memory_budget")
-    @classmethod
-    def _bytes(cls, budget: str | None) -> str | None:
-        if budget is not None:
-            parse_bytes(budget)
-        return budget
+    @model_validator(mode="after")
+    def _adapters_have_steps(self) -> GenerateConfig:
+        last = 1.0 if self.refiner is None else self.refiner.start
+        steps = [step for step in range(self.steps) if step / self.steps < last]
+        for key, nets in (("controlnets", self.controlnets), ("t2i_adapters", self.t2i_adapters)):
+            for net in nets:
+                if not any(net.acts(step, self.steps) for step in steps):
+                    raise ValueError(
+                        f"{key}: none of {self.steps} steps lies between the shares {net.start:g} and {net.end:g} as a "
+                        f"whole, so {net.model} would not act. Widen them, or draw in more steps"
+                    )
+        if self.guidance_interval is not None:
+            start, stop = self.guidance_interval
+            if not any(start <= step / self.steps < stop for step in steps):
+                raise ValueError(
+                    f"guidance_interval: none of {self.steps} steps begins between {start:g} and {stop:g}. Widen it, "
+                    f"or set guidance: 1"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_is_there(self) -> GenerateConfig:
+        for key, given in (
+            ("guidance_interval", self.guidance_interval is not None),
+            ("guidance_rescale", self.guidance_rescale > 0),
+        ):
+            if given and self.guidance <= 1:
+                raise ValueError(f"{key} changes guidance, and there is none with guidance: {self.guidance:g}")
+        return self

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -20,6 +23,15 @@ def parse_bytes(text: str) -> int:
             f"{text!r}"
         )
     return int(float(found[1]) * UNITS[found[2]])
+
+
+def _readable(text: str) -> str:
+    parse_bytes(text)
+    return text
+
+
+MemorySize = Annotated[str, AfterValidator(_readable)]
+"""A size of memory in a configuration."""
 
 
 def format_bytes(size: int) -> str:

@@ -66,6 +66,7 @@ class OutputEnsembleDenoiser(Ensemble):
         self._refuse(call.inputs)
         conditions = unpack_conditions(call.inputs["encoder_hidden_states"], self.families)
         self._compare(call.inputs.get("pooled_projections"), conditions[0])
+        self._refuse_half_guided(call.inputs.get("timestep_cond"), conditions[0])
         outputs = [self._ask(index, call, own) for index, own in enumerate(conditions)]
         predictions = [output[:, : first.channels] for output in outputs]
         mixed = self.aggregator(0, predictions, self._context(call, conditions[0])).feature
@@ -118,6 +119,20 @@ class OutputEnsembleDenoiser(Ensemble):
                 "The pooled text is of another prompt than the text. FLUX reads prompt with CLIP and prompt_2 with T5, "
                 "but at output level the experts read one prompt with all their encoders. Leave prompt_2 out."
             )
+
+    def _refuse_half_guided(self, told: Tensor | None, conditions: Conditions) -> None:
+        """A latent consistency model is told the scale, and its pipeline leaves the others without guidance."""
+        none = conditions.get("timestep_cond")
+        if told is None or none is None or torch.allclose(told.float(), none.float(), atol=0.01):
+            return
+        for number, family in enumerate(self.families[1:], start=2):
+            if family.shapes.get("timestep_cond") != told.shape[1:]:
+                raise ValueError(
+                    f"Expert 1 ({self.experts[0].name!r}) is told the guidance scale and guides by itself, so its "
+                    f"pipeline asks for no other guidance, and expert {number} ({self.experts[number - 1].name!r}) "
+                    f"would draw without. Name that one first (then guidance is the ensemble's), or draw with "
+                    f"guidance 1."
+                )
 
     # -- what stands around it -------------------------------------------------------------------------------------
 

@@ -63,7 +63,9 @@ class UNetFamily(Family):
         return conditions.get("text_embeds")
 
     def arguments(self, sample: Tensor, conditions: Conditions, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Sizes for SDXL (for refiners: and a score) are those the pipeline gives, or the picture's own, uncropped."""
+        """Sizes for SDXL (for refiners: and a score) are those the pipeline gives, or the picture's own, uncropped; a
+        guidance scale is the pipeline's, or none.
+        """
         found: dict[str, Any] = {name: part for name, part in conditions.items() if name != "text_embeds"}
         if self._pooling:
             given = (inputs.get("added_cond_kwargs") or {}).get("time_ids")
@@ -72,6 +74,8 @@ class UNetFamily(Family):
                 last = (height, width) if self._time_ids == 6 else (AESTHETIC_SCORE,)
                 given = sample.new_tensor([height, width, 0, 0, *last]).expand(len(sample), -1)
             found["added_cond_kwargs"] = {"text_embeds": conditions["text_embeds"], "time_ids": given}
+        if "timestep_cond" in found and inputs.get("timestep_cond") is not None:
+            found["timestep_cond"] = inputs["timestep_cond"]  # the first expert is told a scale, too
         return found
 
     @property
