@@ -207,7 +207,7 @@ def test_an_aggregator_comes_back_from_its_file(tmp_path: Any) -> None:
 
 
 def test_the_level_of_noise_means_the_same_on_every_path() -> None:
-    ours, flow = terms_of(expert("SD 1").components["scheduler"]), Terms(Flow(), "flow_prediction")
+    ours, flow = terms_of(expert("SD 1").components["scheduler"]), Terms(Flow(1000), "flow_prediction")
     times = torch.tensor([3.0, 400.0, 950.0])
     there = flow.path.time(ours.path.point(times).ratio)
     torch.testing.assert_close(embed_level(ours, times), embed_level(flow, there), atol=1e-4, rtol=1e-4)

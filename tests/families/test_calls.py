@@ -19,7 +19,7 @@ from diffusemble.experts.expert import Expert
 from stock import small_pipeline, small_sdxl, small_unet
 from tests.families.parts import ATOL, draw, expert, stable, tiny_pixart_pipeline, wider
 from tiny import as_expert, tiny_refiner, tiny_scheduler
-from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline
+from tiny_dit import tiny_chroma_pipeline, tiny_flow_scheduler, tiny_flux_pipeline
 
 
 def told(experts: list[Expert], **options: Any) -> Mapping[str, Any]:
@@ -113,6 +113,17 @@ def test_each_is_told_the_time_of_its_own_schedule() -> None:
     given = told([stable(), replace(other, components={**other.components, "scheduler": twice})])
     assert given["timestep"].dtype == torch.float32
     assert float(given["timestep"][0]) == pytest.approx(0.5, abs=0.6)  # the last step is at timestep 1 of 1000
+
+
+def test_each_flow_is_told_the_time_of_its_own_schedule() -> None:
+    """The last of two even steps, at σ = 1/2, is 250 of 500 timesteps, which FLUX's pipelines tell as 250 / 1000."""
+    first, second = (
+        as_expert(
+            tiny_flux_pipeline(seed, scheduler=tiny_flow_scheduler(shift=1.0, num_train_timesteps=count)), str(count)
+        )
+        for seed, count in enumerate((1000, 500))
+    )
+    assert told([first, second], negative_prompt=None)["timestep"].tolist() == [0.25]
 
 
 def test_a_schedule_that_starts_without_a_picture_is_drawn_with_experts_that_cannot() -> None:

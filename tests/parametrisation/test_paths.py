@@ -27,7 +27,7 @@ def table(**config: Any) -> Tensor:
 STABLE = VariancePreserving(table())
 ZERO = VariancePreserving(table(rescale_betas_zero_snr=True))
 LINEAR = VariancePreserving(table(beta_schedule="linear", beta_start=0.0001, beta_end=0.02))
-PATHS: dict[str, Path] = {"stable": STABLE, "zero terminal SNR": ZERO, "linear": LINEAR, "flow": Flow()}
+PATHS: dict[str, Path] = {"stable": STABLE, "zero terminal SNR": ZERO, "linear": LINEAR, "flow": Flow(1000)}
 
 
 def values(seed: int) -> Tensor:
@@ -111,17 +111,17 @@ def test_flow_is_a_straight_line() -> None:
 @pytest.mark.parametrize("shift", [1.0, 3.0, 1.15])
 def test_a_shift_adds_its_logarithm_to_the_ratio_and_stays_on_the_path(shift: float) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    point = Flow().point(scheduler.timesteps)
+    point = Flow(1000).point(scheduler.timesteps)
     torch.testing.assert_close(point.sigma.float(), scheduler.sigmas)
-    plain = Flow().point(torch.arange(1000, 0, -1))
+    plain = Flow(1000).point(torch.arange(1000, 0, -1))
     torch.testing.assert_close(point.ratio[1:], plain.ratio[1:] + math.log(shift), rtol=1e-4, atol=1e-4)
 
 
 def test_equal_paths_are_equal() -> None:
     assert VariancePreserving(table()) == STABLE
     assert hash(VariancePreserving(table())) == hash(STABLE)
-    assert len({STABLE, ZERO, LINEAR, Flow(), Flow(), Flow(10)}) == 5
-    assert Flow() != STABLE
+    assert len({STABLE, ZERO, LINEAR, Flow(1000), Flow(1000), Flow(10)}) == 5
+    assert Flow(1000) != STABLE
 
 
 @pytest.mark.parametrize("bars", [[0.9], [1.0, 0.5], [0.5, 0.5], [0.5, -0.1], [0.2, 0.7]])
@@ -153,8 +153,8 @@ def test_latents_are_scaled_by_the_ratio_of_what_is_kept_of_the_picture() -> Non
         return sample
 
     times = torch.tensor([500.0] * 4)
-    predict_in(Terms(STABLE, "epsilon"), Terms(Flow(), "epsilon"), predict, CLEAN, times)
-    here, there = STABLE.point(times), Flow().point(seen[1])
+    predict_in(Terms(STABLE, "epsilon"), Terms(Flow(1000), "epsilon"), predict, CLEAN, times)
+    here, there = STABLE.point(times), Flow(1000).point(seen[1])
     torch.testing.assert_close(there.sigma / there.alpha, here.sigma / here.alpha, **CLOSE)
     torch.testing.assert_close(seen[0], CLEAN * (there.alpha / here.alpha).view(-1, 1, 1, 1), **CLOSE)
 
@@ -214,9 +214,9 @@ def test_half_precision_is_computed_in_full() -> None:
         assert (sample.dtype, time.dtype) == (torch.float16, torch.float32)
         return 0.9 * sample
 
-    told = predict_in(Terms(STABLE, "v_prediction"), Terms(Flow(), "epsilon"), predict, sample, times)
+    told = predict_in(Terms(STABLE, "v_prediction"), Terms(Flow(1000), "epsilon"), predict, sample, times)
     exact = predict_in(
-        Terms(STABLE, "v_prediction"), Terms(Flow(), "epsilon"), lambda x, t: 0.9 * x, NOISE.half().double(), times
+        Terms(STABLE, "v_prediction"), Terms(Flow(1000), "epsilon"), lambda x, t: 0.9 * x, NOISE.half().double(), times
     )
     assert told.dtype == torch.float16
     torch.testing.assert_close(told.double(), exact, rtol=5e-3, atol=1e-2)

@@ -69,11 +69,11 @@ def test_jumps_lie_on_the_grid_of_the_scheduler(grid: int) -> None:
     assert (jump.start.times[: int(points[-1]) + 1] >= torch.arange(int(points[-1]) + 1)).all()
 
 
-@pytest.mark.parametrize("grid", [4, 25, 30])
-def test_jumps_of_a_flow_lie_where_its_pipeline_draws(grid: int) -> None:
-    diffusion = process("flow_prediction")
-    jump = jump_on_grid(torch.arange(1000), diffusion, grid)
-    scheduler = FlowMatchLCMScheduler(shift=3.0)
+@pytest.mark.parametrize(("grid", "count"), [(4, 1000), (25, 1000), (30, 1000), (25, 500)])
+def test_jumps_of_a_flow_lie_where_its_pipeline_draws(grid: int, count: int) -> None:
+    diffusion = Diffusion.flow(count, shift=3.0)
+    jump = jump_on_grid(torch.arange(count), diffusion, grid)
+    scheduler = FlowMatchLCMScheduler(shift=3.0, num_train_timesteps=count)
     scheduler.set_timesteps(sigmas=[1 - step / grid for step in range(grid)])
     points = scheduler.sigmas.flip(0)  # 0 first
     assert torch.allclose(jump.start.level.sigma.unique(), points[1:], atol=1e-6)
@@ -82,7 +82,8 @@ def test_jumps_of_a_flow_lie_where_its_pipeline_draws(grid: int) -> None:
     assert (jump.end.level.sigma < diffusion.sigma).all()
     for place in (jump.start, jump.end):
         assert torch.equal(place.level.alpha, 1 - place.level.sigma)
-        assert torch.allclose(place.times, 1000 * place.level.sigma)
+        assert torch.allclose(place.times, count * place.level.sigma)
+    assert torch.allclose(jump.start.times.unique(), scheduler.timesteps.flip(0))
 
 
 def test_a_grid_finer_than_the_schedule_is_refused() -> None:

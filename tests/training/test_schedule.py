@@ -44,8 +44,15 @@ def test_a_flow_is_known_by_what_the_scheduler_does(scheduler: Any) -> None:
     found = process_of(scheduler)
     assert found.flows
     assert torch.allclose(found.alpha + found.sigma, torch.ones(1000))
-    assert torch.allclose(found.times, 1000 * found.sigma)
     assert found.shift == 3
+
+
+@pytest.mark.parametrize("count", [1000, 500])
+def test_times_of_a_flow_are_those_that_its_scheduler_tells(count: int) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=count)
+    found = process_of(scheduler)
+    assert torch.allclose(found.times, scheduler.timesteps.flip(0))
+    assert torch.allclose(found.sigma, scheduler.sigmas.flip(0))
 
 
 def test_the_shift_is_that_of_the_schedulers_sigmas() -> None:

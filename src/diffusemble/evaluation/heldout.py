@@ -65,7 +65,7 @@ def losses(
         predict: the system; it may predict in one batch all it is given.
         held: pictures.
         diffusion: the process of the system's scheduler (``training.schedule.process_of``).
-        times: points of its schedule, counted from 0: timesteps, or 1000 σ - 1 of flow matching.
+        times: points of its schedule, counted from 0: timesteps, or T σ - 1 of flow matching.
         draws: noises for each picture and timestep; the loss is their mean.
         seed: of the noise.
 

@@ -76,7 +76,7 @@ class Flow:
     A schedule's shift s adds ln s to ρ = ln(σ / α) before the time is told, so it moves the steps and not the path.
     """
 
-    steps: int = 1000
+    steps: int
 
     def point(self, time: Real[Tensor, " b"]) -> Point:
         """Point of every ``time`` between 0 and ``steps``."""

@@ -79,7 +79,8 @@ def jump_on_grid(timesteps: Int[Tensor, " b"], diffusion: Diffusion, grid: int) 
     if diffusion.flows:
         even = unshifted(diffusion.sigma[timesteps].double(), diffusion.shift)
         above = (even * grid - 1e-6).ceil().clamp(1, grid)  # a grid point is above itself, however it is rounded
-        return Jump(*(_on_flow(shifted(number / grid, diffusion.shift).float()) for number in (above, above - 1)))
+        ends = (shifted(number / grid, diffusion.shift).float() for number in (above, above - 1))
+        return Jump(*(Place(Level(1 - sigma, sigma), len(diffusion) * sigma) for sigma in ends))
     start = (torch.div(timesteps, skip, rounding_mode="floor").clamp(max=grid - 1) + 1) * skip - 1
     return Jump(*(Place(diffusion.at(point), diffusion.times[point]) for point in (start, (start - skip).clamp(min=0))))
 
@@ -117,10 +118,6 @@ def huber_distance(
     """Mean over one sample's elements of √(d² + s²) - s: |d| for d far beyond s, and d² / 2s for small ones."""
     squares = (one.float() - other.float()).square()
     return ((squares + softness**2).sqrt() - softness).mean(dim=(1, 2, 3))
-
-
-def _on_flow(sigma: Tensor) -> Place:
-    return Place(Level(1 - sigma, sigma), 1000 * sigma)
 
 
 def _told(prediction: Tensor, noisy: Tensor, level: Level, kind: str, target: tuple[Tensor, Tensor]) -> Tensor:

@@ -42,7 +42,7 @@ class Diffusion:
     Attributes:
         alpha: α of every point of the schedule, ``[t]``, float32, from little noise to much.
         sigma: σ of the same.
-        times: what a denoiser is told at each, ``[t]``, in the sampler's unit (0 to 1000).
+        times: what a denoiser is told at each, ``[t]``, in the scheduler's unit.
         prediction_type: what the experts predict: one of ``DIFFUSION``, or ``FLOW``.
         shift: for ``FLOW``, how far the experts' own schedule leans to much noise (``levels.shifted``).
 
@@ -70,9 +70,9 @@ class Diffusion:
 
     @classmethod
     def flow(cls, count: int, shift: float = 1.0) -> Diffusion:
-        """Flow matching at σ = 1/T, 2/T, ..., 1, told as 1000 σ; equal steps, so that runs compare at any ``shift``."""
+        """Flow matching at σ = 1/T, 2/T, ..., 1, told as T σ; equal steps, so that runs compare at any ``shift``."""
         sigma = torch.arange(1, count + 1) / count
-        return cls(1 - sigma, sigma, 1000 * sigma, FLOW, shift)
+        return cls(1 - sigma, sigma, count * sigma, FLOW, shift)
 
     def __len__(self) -> int:
         """T, number of timesteps."""

@@ -65,7 +65,7 @@ class Feed(Protocol):
         ...
 
     def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Call the denoiser with ``noisy [b c h w]`` at ``times [b]``, from 0 to 1000; its prediction ``[b c h w]``."""
+        """Its prediction ``[b c h w]`` of ``noisy [b c h w]`` at ``times [b]``, in its scheduler's unit."""
         ...
 
     def image_tokens(self, height: int, width: int) -> int:
