@@ -203,7 +203,7 @@ def test_a_budget_draws_the_same_pictures_and_keeps_to_it(trained_pair: tuple[st
     config = GenerateConfig(prompts=("a cat", "a dog"), experts=trained_pair, steps=1, device="cpu", compare=True)
     free = generate(config)
     assert free.memory is None
-    least = choose_plan(an_ensemble("sd"), None, Drawing(batch=4), MemoryConfig(resident=0, parts="visit"))
+    least = choose_plan(an_ensemble("sd"), None, Drawing(batch=2), MemoryConfig(resident=0, parts="visit"))
     tight = generate(config.model_copy(update={"memory_budget": f"{least.peak / 1000 + 1:.0f}kB"}))
     assert tight.memory is not None
     assert tight.memory.plan.resident == 0

@@ -194,7 +194,7 @@ def test_experts_of_two_architectures_are_planned_and_placed() -> None:
 
 def test_eight_bits_at_output_level_are_refused() -> None:
     ensemble = OutputEnsembleDenoiser([as_expert(small_pipeline(0))])
-    with pytest.raises(ValueError, match=r"memory\.storage: blocks can be kept as int8, but at output level experts"):
+    with pytest.raises(ValueError, match=r"memory\.storage: blocks can be kept as int8, but denoisers that run whole"):
         a_plan(ensemble, storage="int8")
 
 

@@ -19,6 +19,7 @@ from diffusemble.app.flags import (
     Experts,
     Level,
     Lora,
+    MemoryBudget,
     RefineFrom,
     RefinerExperts,
     Set,
@@ -88,7 +89,7 @@ def generate(
     lora: Lora = None,
     refiner_experts: RefinerExperts = None,
     refine_from: RefineFrom = None,
-    memory_budget: Annotated[str | None, typer.Option(help="Most memory on the device, such as 8GB.")] = None,
+    memory_budget: MemoryBudget = None,
     output: Annotated[str | None, typer.Option("--out", "-o", help="Folder (outputs), or a name.png.")] = None,
     sets: Set = None,
 ) -> None:

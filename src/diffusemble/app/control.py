@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffusemble.app.flags import Settings
+from diffusemble.app.flags import MemoryBudget, Settings
 from diffusemble.app.terminal import hush_bars, out, progress_bar
 from diffusemble.registry import COMBINES
 
@@ -24,6 +24,7 @@ def control(
     steps: Annotated[int | None, typer.Option(help="Denoising steps (50).")] = None,
     combine: Annotated[str | None, typer.Option(help=f"How members meet: {', '.join(COMBINES)}.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also a sheet: each member, all, layout.")] = False,
+    memory_budget: MemoryBudget = None,
     output: Annotated[str | None, typer.Option("--out", "-o", help="Folder (outputs), or a name.png.")] = None,
 ) -> None:
     """Draw a scene of things in boxes with several controlled models at once.
@@ -36,7 +37,7 @@ def control(
     if scene is None:
         raise ValueError("There is no scene to draw. Give its file: diffusemble control examples/scene.yaml.")
     flags: dict[str, Any] = {"seeds": seed or None, "steps": steps, "compare": compare or None}
-    flags["combine"] = None if combine is None else {"name": combine}
+    flags |= {"combine": None if combine is None else {"name": combine}, "memory_budget": memory_budget}
     given = {name: value for name, value in flags.items() if value is not None}
     if given or settings:
         given["made_with"] = None  # another picture; there is nothing to compare it with
@@ -48,6 +49,8 @@ def control(
         pictures = draw_scene(run, tell)
     made = pictures.config.made_with
     out().print(_summary(pictures.save(), made) if made else "", markup=False)
+    if pictures.memory is not None:
+        out().print(f"memory    {pictures.memory}", markup=False)
 
 
 def _summary(saved: SavedScene, made: SceneMadeWith) -> str:

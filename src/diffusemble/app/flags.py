@@ -21,6 +21,7 @@ Base = Annotated[
     list[str] | None, typer.Option(help="Folder, hub id or zoo:NAME that gives .safetensors files what they lack.")
 ]
 Level = Annotated[str | None, typer.Option(help="Where experts meet: block (default), or output.")]
+MemoryBudget = Annotated[str | None, typer.Option(help="Most memory on the device, such as 8GB.")]
 Lora = Annotated[
     list[str] | None, typer.Option(help="A LoRA for every expert, as style.safetensors:0.7; once for each.")
 ]

@@ -176,6 +176,6 @@ def _encode(pipe: Any, phrases: list[str]) -> tuple[Tensor, Tensor]:
         return torch.zeros(0, most, width), torch.zeros(0, width)
     tokens = tokenizer(phrases, padding="max_length", max_length=most, truncation=True, return_tensors="pt")
     masked = getattr(encoder.config, "use_attention_mask", False)
-    mask = tokens.attention_mask.to(encoder.device) if masked else None
-    output = encoder(tokens.input_ids.to(encoder.device), attention_mask=mask)
+    mask = tokens.attention_mask.to(pipe.device) if masked else None
+    output = encoder(tokens.input_ids.to(pipe.device), attention_mask=mask)
     return output.last_hidden_state, output.pooler_output

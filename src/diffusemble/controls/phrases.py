@@ -36,5 +36,6 @@ def encode_phrases(pipe: Any, phrases: Sequence[str]) -> Tensor:
         raise ValueError(
             f"A phrase has at most {most} tokens, of which two mark its ends; {longest!r} has {length}. Shorten it."
         )
-    pooled: Tensor = pipe.text_encoder(**tokens.to(pipe.text_encoder.device)).pooler_output
+    # Where the pipeline computes: in a memory plan the encoder itself comes there when it is called.
+    pooled: Tensor = pipe.text_encoder(**tokens.to(pipe.device)).pooler_output
     return pooled

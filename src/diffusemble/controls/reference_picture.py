@@ -36,7 +36,11 @@ class ImagePromptCondition:
 
 @torch.no_grad()
 def image_prompt_condition(
-    image: Image.Image | Sequence[Image.Image], encoder: Any, processor: Any, scale: float = 1.0
+    image: Image.Image | Sequence[Image.Image],
+    encoder: Any,
+    processor: Any,
+    scale: float = 1.0,
+    device: torch.device | None = None,
 ) -> ImagePromptCondition:
     """Read a picture with CLIP's image encoder.
 
@@ -45,6 +49,7 @@ def image_prompt_condition(
         encoder: ``CLIPVisionModelWithProjection``; ViT-H/14 for the published weights.
         processor: its image processor; transformers' ``CLIPImageProcessorPil`` needs no torchvision.
         scale: weight of the picture against the text.
+        device: where the encoder computes, if it does not rest there.
 
     Raises:
         ValueError: the encoder gives no projected embedding, or there are no pictures.
@@ -53,7 +58,7 @@ def image_prompt_condition(
     if not images:
         raise ValueError("An image prompt needs at least one picture. Give one, or leave the image prompt out.")
     pixels = processor(images=[one.convert("RGB") for one in images], return_tensors="pt")["pixel_values"]
-    output = encoder(pixels.to(encoder.device, encoder.dtype))
+    output = encoder(pixels.to(device or encoder.device, encoder.dtype))
     if not hasattr(output, "image_embeds"):
         raise ValueError(
             f"IP-Adapter reads projected image embeddings, and {type(encoder).__name__} gives none. Use "

@@ -111,7 +111,7 @@ def _open(request: Request, shelf: Shelf, words: Sequence[Word], shared: dict[st
     return Expert(
         name=request.name,
         denoiser=denoiser,
-        components={**_settings(pipeline), **_share(parts, shared)},
+        components={**_settings(pipeline), **share_parts(parts, shared)},
         pipeline_class=type(pipeline),
         source=str(replace(source, added=request.source.added)),
         files={**files, **on_top},
@@ -165,7 +165,8 @@ def _settings(pipeline: DiffusionPipeline) -> dict[str, Any]:
     return {name: pipeline.config[name] for name in names - pipeline.components.keys()}
 
 
-def _share(parts: Mapping[str, Any], shared: dict[str, nn.Module]) -> dict[str, Any]:
+def share_parts(parts: Mapping[str, Any], shared: dict[str, nn.Module]) -> dict[str, Any]:
+    """``parts``, of which those that compute the same as one in ``shared`` are that one; others are noted there."""
     known = {id(part) for part in shared.values()}  # a part from the shelf need not be compared again
     return {
         name: shared.setdefault(_fingerprint(part), part)

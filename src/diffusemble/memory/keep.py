@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -17,24 +17,34 @@ from diffusemble.drawing import Stages, placement
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.expert import downsampling
 from diffusemble.memory.bundle import bytes_of
+from diffusemble.memory.company import Drawers
 from diffusemble.memory.measure import measure_weights
 from diffusemble.memory.networks import networks_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Plan, choose
 from diffusemble.memory.residence import Residence
 from diffusemble.memory.working import measure_working
+from diffusemble.scene.config import SceneConfig
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a plan is for: pixels of a picture (None: the experts' own size), pictures at a time, guidance or not."""
+    """What a plan is for.
+
+    Attributes:
+        height, width: of a picture in pixels; the experts' own size by default.
+        batch: pictures at a time.
+        guided: whether guidance doubles the batch.
+        things: in boxes that controls are told of, of every picture.
+    """
 
     height: int | None = None
     width: int | None = None
     batch: int = 1
     guided: bool = True
+    things: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class MemoryReport:
 
 
 def choose_plan(
-    ensemble: Ensemble,
+    ensemble: Drawers,
     budget: str | None,
     drawing: Drawing | None = None,
     choice: MemoryConfig | None = None,
@@ -90,7 +100,8 @@ def choose_plan(
     choice, drawing = choice or MemoryConfig(), drawing or Drawing()
     networks = networks_of(ensemble, pipelines)
     weights = measure_weights(networks, choice.storage)
-    working = measure_working(networks, latents_of(ensemble, drawing), drawing.batch, drawing.guided)
+    latents = latents_of(ensemble, drawing)
+    working = measure_working(networks, latents, drawing.batch, drawing.guided, drawing.things)
     own = replace(weights, outside=weights.outside + beside)
     return choose(own, working, choice, None if budget is None else parse_bytes(budget))
 
@@ -105,9 +116,13 @@ def on_host(config: GenerateConfig) -> GenerateConfig:
     return config.model_copy(update=own)
 
 
-def planned(config: GenerateConfig) -> bool:
+def planned(config: GenerateConfig | SceneConfig) -> bool:
     """Whether a configuration asks for a memory plan."""
     return config.memory_budget is not None or config.memory is not None
+
+
+Drawn: TypeAlias = tuple[Drawers, Sequence[Any]]
+"""Who draws, and the pipelines with it."""
 
 
 class Keeper:
@@ -151,13 +166,23 @@ def within_memory(
     if not planned(config):
         yield None
         return
-    device, _ = placement(config.device, config.dtype)
     main = ways[-1]
-    drawn = [(main.ensemble, [way.first for way in ways])]
+    drawn: list[Drawn] = [(main.ensemble, [way.first for way in ways])]
     drawn += [] if refiner is None else [(refiner, [main.second])]
-    plans = _plans(config, drawn)
+    with kept(config, drawn, _plans(config, drawn)) as keeper:
+        for way in ways[:-1]:
+            keeper.stages[0].adopt(way.ensemble)
+        yield keeper
+
+
+@contextmanager
+def kept(config: GenerateConfig | SceneConfig, drawn: Sequence[Drawn], plans: Sequence[Plan]) -> Iterator[Keeper]:
+    """Place what draws by plans, and hold the device to the budget of ``config``; several stages take turns."""
+    device, _ = placement(config.device, config.dtype)
     budget = None if config.memory_budget is None else parse_bytes(config.memory_budget)
     residence, stages = Residence(device), list[Placement]()
+    for plan in plans:
+        log.info("memory plan: %s", plan)
     with ExitStack() as stack:
         stack.enter_context(_limited(device, budget))
         # The last stage first: it steps aside before the other one comes.
@@ -165,19 +190,18 @@ def within_memory(
             for later in stages:
                 later.step_aside()
             stages.insert(0, stack.enter_context(Placement(ensemble, plan, device, pipelines, residence)))
-        for way in ways[:-1]:
-            stages[0].adopt(way.ensemble)
         for stage in stages:
             stage.others = [other for other in stages if other is not stage]
         yield Keeper(stages, budget)
 
 
-def _plans(config: GenerateConfig, drawn: Sequence[tuple[Ensemble, Sequence[Any]]]) -> list[Plan]:
+def _plans(config: GenerateConfig, drawn: Sequence[Drawn]) -> list[Plan]:
     """A plan for every stage; of the other stage the first weight is there, too."""
     choice, ensemble = config.memory or MemoryConfig(), drawn[0][0]
     if len(drawn) > 1:
         choice = choice.model_copy(update={"parts": choice.parts or "visit"})
-    drawing = Drawing(config.height, config.width, config.batch, config.guidance > 1)
+    batch = min(config.batch, len(config.prompts) * len(config.seeds))
+    drawing = Drawing(config.height, config.width, batch, config.guidance > 1)
     if len(drawn) > 1:  # the second stage draws at the first one's size, not at its own
         factor, (height, width) = downsampling(networks_of(ensemble).vaes[0]) or 1, latents_of(ensemble, drawing)
         drawing = replace(drawing, height=factor * height, width=factor * width)
@@ -185,7 +209,6 @@ def _plans(config: GenerateConfig, drawn: Sequence[tuple[Ensemble, Sequence[Any]
     plans = []
     for (one, pipelines), own in zip(drawn, firsts, strict=True):
         plans.append(choose_plan(one, config.memory_budget, drawing, choice, pipelines, sum(firsts) - own))
-        log.info("memory plan: %s", plans[-1])
     return plans
 
 
@@ -207,7 +230,7 @@ def _limited(device: torch.device, budget: int | None) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(before, index)
 
 
-def latents_of(ensemble: Ensemble, drawing: Drawing) -> tuple[int, int]:
+def latents_of(ensemble: Drawers, drawing: Drawing) -> tuple[int, int]:
     """Height and width of the latents of a drawing."""
     own = getattr(ensemble.config, "sample_size", None) or 128  # FLUX, whose configuration does not say
     height, width = (own, own) if isinstance(own, int) else own

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffusemble.ensembles.base import Ensemble
 from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.memory.bundle import bytes_of, layout, weights_of
+from diffusemble.memory.company import Drawers
 from diffusemble.memory.networks import Networks
 from diffusemble.memory.plan import Weights
 from diffusemble.memory.staging import in_lockstep
@@ -36,7 +36,7 @@ class Denoiser:
     outside: tuple[Tensor, ...]
 
 
-def denoisers_of(ensemble: Ensemble) -> tuple[Denoiser, ...]:
+def denoisers_of(ensemble: Drawers) -> tuple[Denoiser, ...]:
     """Every different denoiser, once. At output level a denoiser is one block.
 
     A denoiser's first weight counts as outside: where that is, a pipeline takes the denoiser to be.
@@ -56,7 +56,7 @@ def denoisers_of(ensemble: Ensemble) -> tuple[Denoiser, ...]:
     return tuple(found)
 
 
-def _in_blocks(ensemble: Ensemble, module: nn.Module) -> dict[str, tuple[Tensor, ...]]:
+def _in_blocks(ensemble: Drawers, module: nn.Module) -> dict[str, tuple[Tensor, ...]]:
     if not isinstance(ensemble, EnsembleDenoiser):
         return {WHOLE: weights_of([module])}
     blocks = next(blocks for blocks in ensemble.blocks if blocks.denoiser is module)
@@ -75,8 +75,8 @@ def measure_weights(networks: Networks, storage: str = "same") -> Weights:
     whole = not isinstance(ensemble, EnsembleDenoiser)
     if whole and storage != "same":
         raise ValueError(
-            f"memory.storage: blocks can be kept as {storage}, but at output level experts run whole and are kept as "
-            f"they are. Leave storage out, or use level: block."
+            f"memory.storage: blocks can be kept as {storage}, but denoisers that run whole (experts at output level, "
+            f"members of a scene) are kept as they are. Leave storage out, or use level: block."
         )
     denoisers = denoisers_of(ensemble)
     layouts = [[layout(weights, storage) for weights in one.blocks.values()] for one in denoisers]
@@ -113,7 +113,7 @@ def _vae_bytes(networks: Networks, vae: nn.Module) -> int:
     return bytes_of(weights) * decoding_type(networks.ensemble, vae).itemsize // weights[0].element_size()
 
 
-def decoding_type(ensemble: Ensemble, vae: nn.Module) -> torch.dtype:
+def decoding_type(ensemble: Drawers, vae: nn.Module) -> torch.dtype:
     """Number type in which a VAE decodes: SDXL's pipelines widen one that overflows in half precision."""
     own, kind = next(vae.parameters()).dtype, ensemble.experts[0].pipeline_class
     widens = bool(getattr(vae.config, "force_upcast", False)) and (kind is None or hasattr(kind, "upcast_vae"))

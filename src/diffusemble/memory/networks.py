@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from diffusemble.ensembles.base import Ensemble
+from diffusemble.memory.company import Drawers
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Networks:
         vaes: what decodes.
     """
 
-    ensemble: Ensemble
+    ensemble: Drawers
     encoders: tuple[nn.Module, ...] = ()
     controls: tuple[nn.Module, ...] = ()
     vaes: tuple[nn.Module, ...] = ()
 
 
-def networks_of(ensemble: Ensemble, pipelines: Iterable[Any] = ()) -> Networks:
+def networks_of(ensemble: Drawers, pipelines: Iterable[Any] = ()) -> Networks:
     """Every network that pipelines around an ensemble, or around some of its experts, draw with.
 
     Args:

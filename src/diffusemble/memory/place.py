@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffusemble.blocks.base import Blocks
-from diffusemble.ensembles.base import Ensemble
 from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.memory.bundle import Bundle, bytes_of, weights_of
+from diffusemble.memory.company import Company, Drawers
 from diffusemble.memory.conveyor import Conveyor
 from diffusemble.memory.measure import Denoiser, denoisers_of
 from diffusemble.memory.networks import networks_of
@@ -35,7 +35,7 @@ class Placement:
     experts.
 
     Args:
-        ensemble: what draws.
+        ensemble: what draws: an ensemble, or a company of denoisers.
         plan: made for it and its pipelines (``choose_plan``).
         device: where everything computes.
         pipelines: that draw with it, if they have ControlNets or image encoders, or are around some of its experts.
@@ -48,7 +48,7 @@ class Placement:
     @torch.inference_mode(False)  # weights outlive the pass in which they are placed
     def __init__(
         self,
-        ensemble: Ensemble,
+        ensemble: Drawers,
         plan: Plan,
         device: str | torch.device,
         pipelines: Sequence[Any] = (),
@@ -85,7 +85,7 @@ class Placement:
             raise
 
     @torch.inference_mode(False)
-    def adopt(self, ensemble: Ensemble) -> None:
+    def adopt(self, ensemble: Drawers) -> None:
         """Let another ensemble of the same experts (one expert alone, another aggregator) use the same placement."""
         self._stay(weights_of([ensemble.aggregator]))
         if isinstance(ensemble, EnsembleDenoiser):
@@ -97,7 +97,8 @@ class Placement:
                 for blocks, needed in zip(ensemble.blocks, table, strict=True)
             ]
         known = {id(weight) for weight in weights_of([ensemble])}
-        self.handles.append(ensemble.register_forward_pre_hook(lambda *_: self._begin(ensemble, known)))
+        for called in ensemble.members if isinstance(ensemble, Company) else (ensemble,):
+            self.handles.append(called.register_forward_pre_hook(lambda *_: self._begin(ensemble, known)))
 
     @torch.inference_mode(False)
     def step_aside(self) -> None:
@@ -224,7 +225,7 @@ class Placement:
         pinned = self.device.type == "cuda"
         return torch.empty(size, dtype=torch.uint8, device=self.host, pin_memory=pinned)
 
-    def _begin(self, ensemble: Ensemble, known: set[int]) -> None:
+    def _begin(self, ensemble: Drawers, known: set[int]) -> None:
         self.step_in()
         if self.visitors.inside not in range(len(self.guests)):
             self.visitors.leave()

@@ -50,6 +50,7 @@ class Visitors:
             module.register_forward_pre_hook(self._opener(number))
             for number, group in enumerate(self.groups)
             for module in group
+            if any(id(weight) not in self.staying for weight in weights_of([module]))  # else nothing has to come
         ]
 
     @torch.inference_mode(False)  # weights outlive the pass that moves them

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -14,9 +13,13 @@ from torch.utils._pytree import tree_leaves
 from diffusemble.aggregators.base import Combiner, Context
 from diffusemble.aggregators.storage import create, name_of
 from diffusemble.blocks.example import LONG_PROMPT, example
+from diffusemble.controls.base import ControlledUNet
 from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
+from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
 from diffusemble.experts.expert import downsampling
 from diffusemble.memory.bundle import bytes_of
+from diffusemble.memory.company import Company
+from diffusemble.memory.controlled import measure_controlled
 from diffusemble.memory.live import peak_bytes
 from diffusemble.memory.measure import decoding_type
 from diffusemble.memory.networks import Networks
@@ -32,7 +35,7 @@ MARGIN = 1.25
 replaced by what an accelerator shows."""
 
 
-def measure_working(networks: Networks, latents: tuple[int, int], batch: int, guided: bool) -> Working:
+def measure_working(networks: Networks, latents: tuple[int, int], batch: int, guided: bool, things: int = 0) -> Working:
     """Working memory of drawing ``batch`` pictures at a time with latents of this height and width.
 
     Args:
@@ -40,6 +43,7 @@ def measure_working(networks: Networks, latents: tuple[int, int], batch: int, gu
         latents: height and width.
         batch: pictures at a time.
         guided: whether both halves of guidance run in one batch.
+        things: in boxes that controls are told of, of every picture.
 
     Raises:
         ValueError: nothing is known about a class of denoisers or ControlNets.
@@ -47,12 +51,11 @@ def measure_working(networks: Networks, latents: tuple[int, int], batch: int, gu
     ensemble, rows = networks.ensemble, batch * (2 if guided else 1)
     with torch.device("meta"):
         added = [measure_control(control, latents, rows) for control in networks.controls]
-        level = _denoising if isinstance(ensemble, EnsembleDenoiser) else _asking
-        denoise = level(ensemble, latents, rows) + sum(residuals for _, residuals in added)
+        denoise = _drawing(ensemble, latents, batch, rows, things) + sum(residuals for _, residuals in added)
         decodes = [_decoding(vae, decoding_type(ensemble, vae), latents, batch) for vae in networks.vaes]
     denoise = max([denoise, *(peak + sum(residuals for _, residuals in added) for peak, _ in added)])
     whole, pictures, tiles = (int(MARGIN * max(sizes)) for sizes in zip((0, 0, 0), *decodes, strict=True))
-    return Working(_encoding(networks.encoders, batch), int(MARGIN * denoise), (whole, pictures, tiles))
+    return Working(_encoding(networks.encoders, max(batch, things)), int(MARGIN * denoise), (whole, pictures, tiles))
 
 
 # -- parts of the above ------------------------------------------------------------------------------------------------
@@ -63,9 +66,22 @@ def _encoding(encoders: Iterable[nn.Module], batch: int) -> int:
     for encoder in encoders:
         config: Any = getattr(encoder, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config  # Qwen2.5-VL also sees
+        # Language models could read books, and pipelines give them no more than T5.
         width, tokens = getattr(config, "hidden_size", 0), getattr(config, "max_position_embeddings", LONG_PROMPT)
+        tokens = min(tokens, LONG_PROMPT)
         sizes.append(PER_TOKEN * batch * tokens * width * next(encoder.parameters()).element_size())
     return max(sizes)
+
+
+def _drawing(drawer: nn.Module, latents: tuple[int, int], pictures: int, rows: int, things: int) -> int:
+    if isinstance(drawer, Company):
+        return max(_drawing(one, latents, pictures, rows, things) for one in drawer.members)
+    if isinstance(drawer, ControlledUNet):
+        return measure_controlled(drawer, latents, pictures, rows, things)
+    if isinstance(drawer, OutputEnsembleDenoiser):
+        return _asking(drawer, latents, rows)
+    ensemble = drawer if isinstance(drawer, EnsembleDenoiser) else EnsembleDenoiser([drawer])
+    return _denoising(ensemble, latents, rows)
 
 
 def _denoising(ensemble: EnsembleDenoiser, latents: tuple[int, int], batch: int) -> int:
@@ -85,16 +101,12 @@ def _denoising(ensemble: EnsembleDenoiser, latents: tuple[int, int], batch: int)
         return measured(build_aggregator("mean", denoisers))
 
 
-def _asking(ensemble: Any, latents: tuple[int, int], batch: int) -> int:
+def _asking(ensemble: OutputEnsembleDenoiser, latents: tuple[int, int], batch: int) -> int:
     """At output level: the expert that needs most, or the aggregator, beside everybody's predictions."""
     peaks = []
     for family in ensemble.families:
-        own = copy.copy(family)
-        own.denoiser = _twin(family.denoiser, ensemble.dtype)
         sample = torch.zeros(batch, family.channels, *latents, dtype=ensemble.dtype)
-        conditions = {name: sample.new_zeros(batch, *shape) for name, shape in family.shapes.items()}
-        call = partial(own.predict, sample, sample.new_zeros(batch), own.arguments(sample, conditions, {}))
-        peaks.append(peak_bytes(call))
+        peaks.append(peak_bytes(partial(family.example, _twin(family.denoiser, ensemble.dtype), sample)))
     own, sizes = ensemble.aggregator, ensemble.sizes
     aggregator = create(name_of(own), sizes, own.options.model_dump()).to(ensemble.dtype).eval()
     predictions = [torch.zeros(batch, sizes.channels[0], *latents, dtype=ensemble.dtype)] * sizes.experts

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from diffusemble.config.generate import ExpertRecord
 from diffusemble.controls.pipelines import pipeline_with
 from diffusemble.drawing import placement
 from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
-from diffusemble.experts.load import load_experts
+from diffusemble.experts.load import load_experts, share_parts
 from diffusemble.experts.pipeline import build_pipeline
+from diffusemble.experts.reference import load_ensemble
 from diffusemble.latent.member import Member
+from diffusemble.memory.keep import planned
 from diffusemble.samplers import build_scheduler
 from diffusemble.scene.conditions import Stage, condition_of, relations_of
 from diffusemble.scene.config import SceneConfig
@@ -102,13 +105,13 @@ def check_room(part: MemberConfig, control: Any, scene: SceneConfig) -> None:
 
 
 def load_cast(scene: SceneConfig) -> Cast:
-    """Load the base and everything that the scene's members need.
+    """Load the base and everything that the scene's members need; with a memory plan, to where it rests.
 
     Raises:
         ValueError: something cannot be loaded, or does not go with the base.
     """
     device, dtype = placement(scene.device, scene.dtype)
-    loader = _Loader(scene, device, dtype)
+    loader = _Loader(scene, torch.device("cpu") if planned(scene) else device, dtype)
     pipelines, controls = {}, {}
     for part in scene.cast:
         if part.kind in CONTROLS:
@@ -123,6 +126,7 @@ class _Loader:
     def __init__(self, scene: SceneConfig, device: torch.device, dtype: torch.dtype) -> None:
         self.scene, self.device, self.dtype = scene, device, dtype
         self.records: list[ExpertRecord] = []
+        self.parts: dict[str, nn.Module] = {}
         self.base = self._single(scene.base, "base")
 
     def control(self, part: MemberConfig) -> Any:
@@ -141,10 +145,9 @@ class _Loader:
         folder = trained_ensemble(group) if kind == "zoo" else Path(str(part.source))
         if folder is None:
             raise ValueError(f"The zoo has no trained ensemble {group!r}. Give the folder of a saved ensemble.")
-        ensemble = EnsembleDenoiser.from_pretrained(folder, dtype=self.dtype, device=self.device)
-        ensemble.aggregator.to(device=self.device, dtype=self.dtype)
-        self._note(ensemble.experts, part.name)
-        return self._ready(ensemble.eval().pipeline())
+        experts, aggregator = load_ensemble(folder, dtype=self.dtype, device=self.device)
+        self._note(experts, part.name)
+        return self._ready(EnsembleDenoiser(self._shared(experts), aggregator).eval().pipeline())
 
     def stage(self) -> Stage:
         """What conditions are made with."""
@@ -169,8 +172,13 @@ class _Loader:
                 f"ensemble:{source} for what was trained for the group."
             )
         self._note(experts, name)
-        own = {part: value for part, value in experts[0].components.items() if part.startswith("text_encoder")}
-        return self._ready(build_pipeline(experts[0].denoiser, experts, None, own))
+        (expert,) = self._shared(experts)
+        own = {part: value for part, value in expert.components.items() if part.startswith("text_encoder")}
+        return self._ready(build_pipeline(expert.denoiser, [expert], None, own))
+
+    def _shared(self, experts: Sequence[Expert]) -> tuple[Expert, ...]:
+        """Experts whose text encoders and VAE are those of the members before, where they are equal."""
+        return tuple(replace(one, components=share_parts(one.components, self.parts)) for one in experts)
 
     def _ready(self, pipeline: Any) -> Any:
         pipeline.scheduler = build_scheduler(self.scene.scheduler, pipeline.scheduler.config)

@@ -80,7 +80,8 @@ def _migc(scene: SceneConfig, member: MemberConfig, stage: Stage) -> Any:
 
 
 def _image_prompt(scene: SceneConfig, member: MemberConfig, stage: Stage) -> Any:
-    return image_prompt_condition(read_reference(scene), stage.encoder, stage.processor, member.scale)
+    picture = read_reference(scene)
+    return image_prompt_condition(picture, stage.encoder, stage.processor, member.scale, stage.pipe.device)
 
 
 _MAKERS: Mapping[str, Callable[[SceneConfig, MemberConfig, Stage], Any]] = {

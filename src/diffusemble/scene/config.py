@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from diffusemble.config.generate import MadeWith
+from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.schema import Scheduler, Schema, Seed, Side, Text, listed, nearest
+from diffusemble.config.units import MemorySize
 from diffusemble.scene.boxes import check_box
 from diffusemble.scene.member_config import CombineConfig, MemberConfig
 
@@ -102,6 +104,9 @@ class SceneConfig(Schema):
         height, width: pixels, multiples of 8; the base's own size by default.
         batch: pictures drawn at a time.
         compare: also draw what every member draws alone, on one sheet.
+        memory_budget: most memory to use on the device, such as ``"6GB"``; a plan is chosen that keeps to it.
+        memory: what that plan may do: how many members stay (``resident``), where text encoders and VAE are
+            (``parts``), and how the VAE decodes (``vae``).
         out: a folder for numbered pictures, or a file name that ends with ``.png``.
         dtype: number type of the models; float32 on a CPU and float16 elsewhere by default.
         device: ``"cpu"``, ``"cuda:1"``, ``"mps"``; the fastest one there is by default.
@@ -125,6 +130,8 @@ class SceneConfig(Schema):
     width: Side | None = None
     batch: int = Field(default=4, ge=1)
     compare: bool = False
+    memory_budget: MemorySize | None = None
+    memory: MemoryConfig | None = None
     out: Text = "outputs"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = "auto"
@@ -149,6 +156,16 @@ class SceneConfig(Schema):
                 raise ValueError(
                     f"the member {member.name!r} has nothing to do: the scene has no {missing}. Give some, or leave "
                     f"the member out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _members_run_whole(self) -> SceneConfig:
+        for key in ("storage", "controls", "attention_slicing") if self.memory is not None else ():
+            if getattr(self.memory, key) != MemoryConfig.model_fields[key].default:
+                raise ValueError(
+                    f"memory.{key}: the members of a scene run whole, controls and all, as they are. Leave it out; "
+                    f"resident, parts and vae say what a plan may do"
                 )
         return self
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from diffusemble.latent.aggregate import Member, aggregate
 from diffusemble.latent.combine import build_combine
+from diffusemble.memory.keep import MemoryReport
 from diffusemble.pictures.files import free_stem
 from diffusemble.pictures.layout import Arrow, Frame, layout_picture
 from diffusemble.pictures.metadata import save_png
@@ -21,6 +22,7 @@ from diffusemble.pictures.sheet import Column, contact_sheet
 from diffusemble.pictures.text import COLOURS, FAINT, INK
 from diffusemble.provenance import differences, versions
 from diffusemble.registry import SCHEDULERS
+from diffusemble.scene.budget import within_memory
 from diffusemble.scene.cast import Cast, load_cast
 from diffusemble.scene.config import SceneConfig, SceneMadeWith
 from diffusemble.settings import dump_config
@@ -51,11 +53,13 @@ class ScenePictures:
         images: one for each seed.
         config: the scene, with what it was drawn with, denoiser calls and seconds; draws the same pictures again.
         alone: what each member drew alone, by its name; empty without a comparison, or with one member.
+        memory: the memory plan and what it took, if there was one.
     """
 
     images: tuple[Image.Image, ...]
     config: SceneConfig
     alone: Mapping[str, tuple[Image.Image, ...]]
+    memory: MemoryReport | None = None
 
     def layout(self, number: int = 0) -> Image.Image:
         """Picture ``number`` (from 0) under its boxes, phrases and relations."""
@@ -116,14 +120,14 @@ def draw_scene(scene: SceneConfig, progress: Progress | None = None) -> ScenePic
     build_combine(scene.combine.name, **scene.combine.options)  # options are checked before anything is loaded
     cast = load_cast(scene)
     drawing = _Drawing(scene, cast, tell)
-    alone = {}
-    if scene.compare and len(cast.parts) > 1:
-        for number, part in enumerate(cast.parts):
-            alone[part.name] = drawing.draw(number)
-    drawing.calls.clear()
-    began = time.perf_counter()
-    images = drawing.draw()
-    seconds = round(time.perf_counter() - began, 2)
+    with within_memory(scene, cast) as keeper:
+        compared = scene.compare and len(cast.parts) > 1
+        alone = {part.name: drawing.draw(number) for number, part in enumerate(cast.parts) if compared}
+        drawing.calls.clear()
+        began = time.perf_counter()
+        images = drawing.draw()
+        seconds = round(time.perf_counter() - began, 2)
+        memory = None if keeper is None else keeper.report()
     now = SceneMadeWith(
         versions=versions(),
         device=cast.placed,
@@ -134,7 +138,7 @@ def draw_scene(scene: SceneConfig, progress: Progress | None = None) -> ScenePic
     )
     for difference in differences(scene.made_with, now) if scene.made_with else ():
         log.warning("The picture may differ from the saved one: %s.", difference)
-    return ScenePictures(images, scene.model_copy(update={"made_with": now}), alone)
+    return ScenePictures(images, scene.model_copy(update={"made_with": now}), alone, memory)
 
 
 def scene_layout(scene: SceneConfig, image: Image.Image) -> Image.Image:
