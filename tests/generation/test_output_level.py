@@ -138,3 +138,5 @@ def test_it_is_evaluated_beside_others(sources: tuple[str, str], saved: Path) ->
     ensemble = open_evaluated(config, torch.device("cpu"), torch.float32)
     (system,) = choose_systems(config, ensemble).systems
     assert isinstance(system.pipeline.unet, OutputEnsembleDenoiser)
+    with pytest.raises(ValueError, match=r"meet at the output.*experts=\[.*noise\] systems=\[noise,ensemble:"):
+        open_evaluated(EvaluateConfig(ensemble=str(saved)), torch.device("cpu"), torch.float32)

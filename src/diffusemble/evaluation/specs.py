@@ -16,6 +16,7 @@ from diffusemble.ensembles.assembly import join
 from diffusemble.ensembles.assembly import open_ensemble as open_saved
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
+from diffusemble.ensembles.output_level import OutputEnsembleDenoiser
 from diffusemble.evaluation.config import BenchConfig, SystemConfig
 from diffusemble.evaluation.systems import LEARNED, System, build_systems, plain_pipeline
 from diffusemble.experts.expert import Expert
@@ -59,12 +60,23 @@ def ensemble_folder(source: str) -> Path:
 
 
 def open_ensemble(config: BenchConfig, device: torch.device, dtype: torch.dtype) -> Ensemble:
-    """The ensemble of a configuration; of experts alone, their block-wise mean stands in for one."""
+    """The ensemble of a configuration; of experts alone, their block-wise mean stands in for one.
+
+    Raises:
+        ValueError: its experts meet at the output alone; the message says how to measure it.
+    """
     if config.experts:
         experts = load_experts(config.experts, dtype=dtype, device=device)
         return EnsembleDenoiser(experts, "mean").eval()
     folder = ensemble_folder(config.ensemble or "")
-    return open_saved(folder, dtype=dtype, device=device).eval()
+    ensemble = open_saved(folder, dtype=dtype, device=device)
+    if isinstance(ensemble, OutputEnsembleDenoiser):
+        raise ValueError(
+            f"An ensemble is compared with what its experts do in their blocks, and those of {folder} meet at the "
+            f"output alone. Give one of them in its place and the ensemble among the systems: "
+            f"experts=[{ensemble.experts[0].source}] systems=[{ensemble.experts[0].name},ensemble:{folder}]."
+        )
+    return ensemble.eval()
 
 
 def choose_systems(config: BenchConfig, ensemble: Ensemble) -> Chosen:

@@ -96,8 +96,8 @@ class Lab:
         if not isinstance(ensemble, EnsembleDenoiser):
             raise ValueError(
                 f"Studies compare what experts gain that meet in their blocks, and those of {folder} meet at the "
-                f"output alone. Measure it with `diffusemble evaluate`, or give the folder of an ensemble that was "
-                f"trained with level: block."
+                f"output alone. Measure it with `diffusemble evaluate experts=[ONE OF THEM] "
+                f"systems=[ensemble:{folder}]`, or give the folder of an ensemble that was trained with level: block."
             )
         return ensemble.eval()
 
