@@ -25,6 +25,9 @@ from stock import small_pipeline, small_sdxl
 from tiny import as_expert
 from tiny_dit import flux_controlnet, sd3_controlnet, tiny_chroma_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline
 from tiny_ensembles import controlnet
+from tiny_flux2 import tiny_flux2_pipeline
+from tiny_qwen import tiny_qwen_pipeline
+from tiny_z_image import tiny_z_image_pipeline
 from transformer_cases import flux_image_prompt_weights
 from unet_inputs import image_prompt_weights
 
@@ -35,6 +38,9 @@ FAMILIES: dict[str, Callable[[int], Any]] = {
     "SD 3": tiny_sd3_pipeline,
     "FLUX": tiny_flux_pipeline,
     "Chroma": tiny_chroma_pipeline,
+    "Qwen-Image": tiny_qwen_pipeline,
+    "Z-Image": tiny_z_image_pipeline,
+    "FLUX.2": tiny_flux2_pipeline,
 }
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),  # diffusers' own

@@ -62,6 +62,7 @@ def refusal(experts: Sequence[Expert | nn.Module]) -> str:
         ),
         (lambda: tiny_unet(cross_attention_dim=64), "denoiser cross_attention_dim", "64", "32"),
         (lambda: tiny_unet(layers_per_block=1), "denoiser layers_per_block", "1", "2"),
+        (lambda: tiny_unet(time_cond_proj_dim=6), "denoiser time_cond_proj_dim", "6", "None"),  # told the guidance
         (tiny_sdxl_unet, "family", "'SDXL'", "'SD 1.x'"),
     ],
 )

@@ -17,10 +17,12 @@ from diffusers import (
 )
 
 from diffusemble import EnsembleDenoiser, build_aggregator, guidance_interval
-from stock import generator, sd3, small_pipeline, small_sdxl
+from stock import generator, sd3, small_pipeline, small_sdxl, small_unet
 from tiny import as_expert
 from tiny_dit import tiny_chroma_pipeline
 from tiny_ensembles import ATOL, SMALL, controlnet, different, draw, picture, stock, unlike
+from tiny_flux2 import tiny_flux2_pipeline
+from tiny_z_image import tiny_z_image_pipeline
 
 
 def test_guidance_is_rescaled_as_for_one_expert() -> None:
@@ -175,7 +177,25 @@ def test_an_interval_with_perturbed_attention_is_refused() -> None:
         draw(pipeline, pag_scale=3.0, **SMALL)
 
 
-@pytest.mark.parametrize("build", [object, tiny_chroma_pipeline], ids=["none", "one half after the other"])
+def consistency_model() -> Any:
+    return small_pipeline(0, unet=small_unet(0, time_cond_proj_dim=8))
+
+
+@pytest.mark.parametrize(("build", "scale"), [(small_pipeline, 1.0), (consistency_model, 4.0)])
+def test_an_interval_of_a_drawing_without_guidance_is_refused(build: Callable[[], Any], scale: float) -> None:
+    pipeline = different([build()]).pipeline()
+    with (
+        pytest.raises(ValueError, match=r"guidance scale is at most 1, or the first expert is told the scale"),
+        guidance_interval(pipeline, 0.0, 0.5),
+    ):
+        draw(pipeline, guidance_scale=scale, **SMALL)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [object, tiny_chroma_pipeline, tiny_z_image_pipeline, tiny_flux2_pipeline],
+    ids=["none", "one half after the other", "lists", "two calls"],
+)
 def test_an_interval_without_guidance_of_two_halves_is_refused(build: Callable[[], Any]) -> None:
     with pytest.raises(ValueError, match="has no classifier-free guidance in one call"), guidance_interval(build()):
         pass

@@ -33,11 +33,13 @@ def guidance_interval(pipeline: Any, start: float = 0.0, stop: float = 1.0) -> I
     """
     if not 0 <= start <= stop <= 1:
         raise ValueError(f"A guidance interval is 0 <= start <= stop <= 1, shares of the steps; got {start}, {stop}.")
-    apart = type(pipeline).__name__.startswith(("Chroma", "ZImage"))  # one half after the other, or lists of pictures
-    if apart or not hasattr(type(pipeline), "do_classifier_free_guidance"):
+    name = type(pipeline).__name__
+    # The others ask for the two halves one after the other (Chroma, FLUX.2) or as lists of pictures (Z-Image).
+    in_one_call = hasattr(pipeline, "unet") or name.startswith("StableDiffusion3")
+    if not (in_one_call and hasattr(type(pipeline), "do_classifier_free_guidance")):
         raise ValueError(
-            f"{type(pipeline).__name__} has no classifier-free guidance in one call of two halves that an interval "
-            f"could switch off. Leave the interval out."
+            f"{name} has no classifier-free guidance in one call of two halves that an interval could switch off. "
+            f"Leave the interval out."
         )
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
     gate = _Gate(pipeline, start, stop)
