@@ -36,6 +36,16 @@ T5_XXL = {
     "feed_forward_proj": "gated-gelu",
     "use_cache": False,
 }
+QWEN3_4B = {
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+}
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -128,7 +138,7 @@ class Architecture:
     def _text(self, dtype: torch.dtype) -> dict[str, nn.Module]:
         made = {}
         for number, (kind, config) in enumerate(self.encoders, start=1):
-            settings = getattr(transformers, "T5Config" if kind.startswith("T5") else "CLIPTextConfig")(**config)
+            settings = getattr(transformers, _SETTINGS.get(kind, "CLIPTextConfig"))(**config)
             name = "text_encoder" if number == 1 else f"text_encoder_{number}"
             made[name] = _typed(getattr(transformers, kind)(settings), dtype)
         return made
@@ -138,6 +148,7 @@ def _typed(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return nn.Module.to(model, dtype).eval().requires_grad_(False)
 
 
+_SETTINGS = {"T5EncoderModel": "T5Config", "Qwen3Model": "Qwen3Config"}
 _UNET, _FLUX, _SD3 = "UNet2DConditionModel", "FluxTransformer2DModel", "SD3Transformer2DModel"
 _THREE = (
     ("CLIPTextModelWithProjection", {**CLIP_L, "projection_dim": 768}),
@@ -169,4 +180,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "sd3-medium": Architecture(_SD3, SD3, 2_028_328_000, 128, WIDE_VAE, _THREE),
     "sd35-medium": Architecture(_SD3, SD35_MEDIUM, 2_243_171_520, 128, WIDE_VAE, _THREE),
     "sd35-large": Architecture(_SD3, SD35_LARGE, 8_056_627_520, 128, WIDE_VAE, _THREE),
+    "z-image": Architecture(
+        "ZImageTransformer2DModel", {}, 6_154_908_736, 128, WIDE_VAE, (("Qwen3Model", QWEN3_4B),)
+    ),
 }

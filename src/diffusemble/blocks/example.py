@@ -89,6 +89,11 @@ def _qwen(config: Any, latents: tuple[int, int], clip_tokens: int, zeros: Zeros)
     return Call(zeros(config.in_channels, height, width), zeros(), inputs)
 
 
+def _z_image(config: Any, latents: tuple[int, int], clip_tokens: int, zeros: Zeros) -> Call:
+    captions = list(zeros(LONG_PROMPT, config.cap_feat_dim).unbind())
+    return Call(zeros(config.in_channels, *latents), zeros(), {"cap_feats": captions})
+
+
 _INPUTS: Mapping[str, Any] = {
     "UNet2DConditionModel": _unet,
     "ControlNetModel": _unet,
@@ -99,4 +104,5 @@ _INPUTS: Mapping[str, Any] = {
     "QwenImageTransformer2DModel": _qwen,
     "SD3Transformer2DModel": _sd3,
     "SD3ControlNetModel": _sd3,
+    "ZImageTransformer2DModel": _z_image,
 }
