@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import ImageChops
+from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
 from diffusemble import EnsembleDenoiser, GenerateConfig, OutputEnsembleDenoiser, generate, load_experts, open_ensemble
@@ -23,6 +23,7 @@ from diffusemble.generation import build_ensemble
 from diffusemble.training.config import TrainConfig
 from tests.families.parts import draw, expert, tiny_pixart_pipeline, tiny_wider_pipeline, together
 from tiny import randomised, tiny_pipeline
+from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline
 
 FAST: dict[str, Any] = {"prompts": "a fox", "steps": 2, "height": 16, "width": 16, "device": "cpu"}
 
@@ -91,6 +92,28 @@ def test_a_pipeline_that_reports_no_steps_draws_all_the_same(sources: tuple[str,
     )
     assert found.pictures[0].image.size == (16, 16)
     assert found.sheet is not None
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers about its own Chroma
+def test_flux_and_chroma_from_folders_to_pictures_and_back(tmp_path: Path) -> None:
+    """By the command line, in either order; and with a learned aggregator, saved and opened again."""
+    folders = [str(tmp_path / "flux"), str(tmp_path / "chroma")]
+    for make, folder in zip((tiny_flux_pipeline, tiny_chroma_pipeline), folders, strict=True):
+        make(3).save_pretrained(folder)
+    for number, (first, second) in enumerate((folders, folders[::-1])):
+        flags = ["-e", first, "-e", second, "--level", "output", "--negative", "fog", "--steps", "1", "--size", "16x16"]
+        done = CliRunner().invoke(app, ["generate", "a fox", *flags, "--out", str(tmp_path / f"{number}.png")])
+        assert done.exit_code == 0, done.output
+    with Image.open(tmp_path / "0.png") as one, Image.open(tmp_path / "1.png") as other:
+        assert one.tobytes() == other.tobytes()
+    experts = load_experts(folders)
+    ensemble = OutputEnsembleDenoiser(experts, randomised(build_output_aggregator("sabw", experts, preset="tiny")))
+    ensemble.save_pretrained(tmp_path / "saved")
+    one, other = (
+        draw(made.eval().pipeline(), num_inference_steps=1, negative_prompt=None)
+        for made in (ensemble, open_ensemble(tmp_path / "saved"))
+    )
+    assert (one == other).all()
 
 
 def test_what_needs_blocks_says_so(saved: Path) -> None:
