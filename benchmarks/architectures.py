@@ -55,6 +55,14 @@ VAE = {
     "force_upcast": False,
 }
 WIDE_VAE = {**VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False, "sample_size": 1024}
+FLUX2_VAE = {key: value for key, value in VAE.items() if key != "force_upcast"} | {"sample_size": 1024}
+KLEIN = {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
 REFINER = {
     "block_out_channels": (384, 768, 1536, 1536),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -117,6 +125,7 @@ class Architecture:
         latents: side of the latents of a picture of its own size.
         vae: the VAE's configuration.
         encoders: text encoders as (transformers' class, configuration).
+        vae_kind: diffusers' class of the VAE.
     """
 
     kind: str
@@ -125,6 +134,7 @@ class Architecture:
     latents: int
     vae: Config = field(default_factory=lambda: VAE)
     encoders: tuple[tuple[str, Config], ...] = (("CLIPTextModel", CLIP_L),)
+    vae_kind: str = "AutoencoderKL"
 
     def build(self) -> Any:
         """The denoiser, with random weights on torch's default device."""
@@ -132,7 +142,7 @@ class Architecture:
 
     def experts(self, n: int, dtype: torch.dtype) -> list[Expert]:
         """``n`` experts with text encoders of their own and one VAE."""
-        vae = _typed(diffusers.AutoencoderKL(**self.vae), dtype)
+        vae = _typed(getattr(diffusers, self.vae_kind)(**self.vae), dtype)
         return [Expert(f"expert {i}", _typed(self.build(), dtype), {"vae": vae, **self._text(dtype)}) for i in range(n)]
 
     def _text(self, dtype: torch.dtype) -> dict[str, nn.Module]:
@@ -148,7 +158,7 @@ def _typed(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return nn.Module.to(model, dtype).eval().requires_grad_(False)
 
 
-_SETTINGS = {"T5EncoderModel": "T5Config", "Qwen3Model": "Qwen3Config"}
+_SETTINGS = {"T5EncoderModel": "T5Config", "Qwen3Model": "Qwen3Config", "Qwen3ForCausalLM": "Qwen3Config"}
 _UNET, _FLUX, _SD3 = "UNet2DConditionModel", "FluxTransformer2DModel", "SD3Transformer2DModel"
 _THREE = (
     ("CLIPTextModelWithProjection", {**CLIP_L, "projection_dim": 768}),
@@ -177,10 +187,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "flux-dev": Architecture(
         _FLUX, FLUX, 11_901_408_320, 128, WIDE_VAE, (("CLIPTextModel", CLIP_L), ("T5EncoderModel", T5_XXL))
     ),
+    "flux2-klein": Architecture(
+        "Flux2Transformer2DModel",
+        KLEIN,
+        3_875_544_576,
+        128,
+        FLUX2_VAE,
+        (("Qwen3ForCausalLM", QWEN3_4B),),
+        "AutoencoderKLFlux2",
+    ),
     "sd3-medium": Architecture(_SD3, SD3, 2_028_328_000, 128, WIDE_VAE, _THREE),
     "sd35-medium": Architecture(_SD3, SD35_MEDIUM, 2_243_171_520, 128, WIDE_VAE, _THREE),
     "sd35-large": Architecture(_SD3, SD35_LARGE, 8_056_627_520, 128, WIDE_VAE, _THREE),
-    "z-image": Architecture(
-        "ZImageTransformer2DModel", {}, 6_154_908_736, 128, WIDE_VAE, (("Qwen3Model", QWEN3_4B),)
-    ),
+    "z-image": Architecture("ZImageTransformer2DModel", {}, 6_154_908_736, 128, WIDE_VAE, (("Qwen3Model", QWEN3_4B),)),
 }

@@ -26,6 +26,7 @@ from memory_cases import small_sdxl_unet
 from stock import small_pipeline, small_unet
 from tiny import as_expert, tiny_sdxl_pipeline, tiny_text_encoder, tiny_vae
 from tiny_dit import tiny_flux_pipeline, tiny_sd3_pipeline, tiny_t5
+from tiny_flux2 import tiny_flux2_pipeline
 from tiny_qwen import tiny_qwen_pipeline
 
 
@@ -38,6 +39,7 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "sd": small_pipeline,
     "sdxl": small_sdxl_pipeline,
     "flux": tiny_flux_pipeline,
+    "flux2": tiny_flux2_pipeline,
     "sd3": tiny_sd3_pipeline,
 }
 
@@ -54,13 +56,14 @@ def drawn(ensemble: EnsembleDenoiser) -> np.ndarray:
     seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     extra = {"max_sequence_length": 16} if "max_sequence_length" in pipeline.__call__.__annotations__ else {}
     images: np.ndarray = pipeline(
-        ["a fox", "two"], generator=seeds, num_inference_steps=2, height=16, width=16, output_type="np", **extra
+        prompt=["a fox", "two"], generator=seeds, num_inference_steps=2, height=16, width=16, output_type="np", **extra
     ).images
     return images
 
 
 @pytest.mark.parametrize(
-    ("family", "parts"), [("sd", "layers"), ("sdxl", "visit"), ("flux", "layers"), ("sd3", "visit")]
+    ("family", "parts"),
+    [("sd", "layers"), ("sdxl", "visit"), ("flux", "layers"), ("flux2", "layers"), ("sd3", "visit")],
 )
 def test_every_family_draws_the_same_bits(family: str, parts: str) -> None:
     ensemble = an_ensemble(family)
@@ -73,7 +76,7 @@ def test_every_family_draws_the_same_bits(family: str, parts: str) -> None:
         ensemble.register_forward_hook(lambda *_: stages.append(placed.visitors.inside))
         assert np.array_equal(drawn(ensemble), expected)
         assert placed.residence.peak <= plan.weights
-        assert placed.visitors.bytes == sum(weight.nbytes for weight in vae.parameters())
+        assert placed.visitors.bytes == sum(weight.nbytes for weight in (*vae.parameters(), *vae.buffers()))
     assert stages
     assert set(stages) == {None}  # text encoders have left before the first step, the VAE comes after the last
     assert np.array_equal(drawn(ensemble), expected)
@@ -136,6 +139,13 @@ def test_a_budget_counts_the_films_of_qwen_image() -> None:
     assert large.decode.working > 3 * small.decode.working
 
 
+def test_a_budget_counts_every_layer_of_a_language_model_but_no_longer_prompts_than_there_are() -> None:
+    long = tiny_flux2_pipeline()
+    long.text_encoder.config.max_position_embeddings = 40960
+    plan = choose_plan(EnsembleDenoiser([as_expert(long)]), "1GB", Drawing(16, 16))
+    assert plan.encode.working == 512 * 8 * (8 + 27) * 4  # tokens, width, layers with what else there is, bytes
+
+
 def test_layers_cover_an_encoder() -> None:
     for encoder in (tiny_text_encoder(), tiny_t5()):
         groups = layer_by_layer(encoder)
@@ -164,7 +174,7 @@ def test_every_way_of_a_comparison_has_its_vae_and_encoders_placed() -> None:
     with Placement(ensemble, plan, "cpu", pipelines) as placed:
         for vae in networks.vaes:
             vae.decode(torch.zeros(1, 4, 2, 2))
-            assert placed.visitors.bytes == sum(weight.nbytes for weight in vae.parameters())
+            assert placed.visitors.bytes == sum(weight.nbytes for weight in (*vae.parameters(), *vae.buffers()))
 
 
 def test_attention_in_slices_comes_close_and_goes_again() -> None:

@@ -18,8 +18,8 @@ from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Working, make_plan
 
 POINTS = {"sd15": 25, "sd21": 25, "sdxl": 19, "sdxl-refiner": 25, "flux-dev": 57, "sd3-medium": 24}
-POINTS |= {"sd35-medium": 24, "sd35-large": 38, "z-image": 30}
-QUICK = ("sd15", "sdxl", "flux-dev", "sd3-medium", "z-image")
+POINTS |= {"sd35-medium": 24, "sd35-large": 38, "flux2-klein": 25, "z-image": 30}
+QUICK = ("sd15", "sdxl", "flux-dev", "sd3-medium", "flux2-klein", "z-image")
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
 
 

@@ -119,7 +119,7 @@ def test_the_half_without_a_prompt_keeps_sizes_and_length_of_its_own() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["sd2", "refiner", "flux", "chroma", "qwen", "z-image", "sd3"])
+@pytest.mark.parametrize("family", ["sd2", "refiner", "flux", "flux2", "chroma", "qwen", "z-image", "sd3"])
 def test_every_family_is_distilled(pictures: Path, tmp_path: Path, family: str) -> None:
     experts = experts_of(family)
     aggregator = build_aggregator("sabw", [expert.denoiser for expert in experts], preset="tiny")
@@ -134,7 +134,7 @@ def test_every_family_is_distilled(pictures: Path, tmp_path: Path, family: str) 
         given = {"image": torch.full((1, 3, 16, 16), 0.5), "strength": 1.0}
     pipeline = opened.pipeline()
     pipeline.scheduler = build_scheduler("lcm", pipeline.scheduler.config)
-    drawn = pipeline("a picture", num_inference_steps=2, guidance_scale=1.0, output_type="np", **given).images
+    drawn = pipeline(prompt="a picture", num_inference_steps=2, guidance_scale=1.0, output_type="np", **given).images
     assert np.isfinite(drawn).all()
 
 
@@ -176,7 +176,7 @@ def drawn(ensemble: EnsembleDenoiser) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = build_scheduler("lcm", pipeline.scheduler.config)
     settings = {"num_inference_steps": 3, "guidance_scale": 1.0, "height": 16, "width": 16, "output_type": "pt"}
-    return pipeline("a picture", generator=torch.Generator().manual_seed(0), **settings).images
+    return pipeline(prompt="a picture", generator=torch.Generator().manual_seed(0), **settings).images
 
 
 @pytest.mark.parametrize(("lora", "keep"), [(0, "last"), (2, "last"), (2, "best")])

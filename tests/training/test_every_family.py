@@ -156,7 +156,7 @@ def picture_of(ensemble: EnsembleDenoiser) -> np.ndarray:
         given |= {"image": torch.full((1, 3, 16, 16), 0.5), "strength": 1.0}
     else:
         given |= {"height": 16, "width": 16}
-    return pipeline("picture 3", generator=torch.Generator().manual_seed(0), **given).images[0]
+    return pipeline(prompt="picture 3", generator=torch.Generator().manual_seed(0), **given).images[0]
 
 
 def test_two_processes_learn_what_one_learns(pictures: Path, tmp_path: Path, whole_of: Callable[[str], Path]) -> None:

@@ -19,4 +19,4 @@ def test_recipes_are_runs(recipe: Path) -> None:
 
 
 def test_every_family_has_a_recipe() -> None:
-    assert [recipe.stem for recipe in RECIPES] == ["flux", "qwen", "sd15", "sd3", "sdxl", "z-image"]
+    assert [recipe.stem for recipe in RECIPES] == ["flux", "flux2", "qwen", "sd15", "sd3", "sdxl", "z-image"]

@@ -145,6 +145,7 @@ class LayeredTextEncoder(PackedTextEncoder):
         use_cache: bool = False,
     ) -> Any:
         """Encode ``input_ids [b s]`` with every encoder."""
-        outputs = self._read(input_ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=use_cache)
+        asked = {"output_hidden_states": True, "use_cache": use_cache, "logits_to_keep": 1}  # which nobody reads
+        outputs = self._read(input_ids, attention_mask=attention_mask, **asked)
         layers = zip(*(out.hidden_states for out in outputs), strict=True)
         return BaseModelOutput(hidden_states=tuple(pack_text(layer) for layer in layers))

@@ -28,7 +28,7 @@ from diffusemble.memory.slices import tile
 
 PER_TOKEN = 32
 """Numbers that a text encoder holds at once for each number of a token's embedding: a layer's widened middle, queries,
-keys, values, and every layer's output, which pipelines ask for."""
+keys, values (8 together), and the outputs of 24 layers, which pipelines ask for; of more layers, more."""
 
 MARGIN = 1.25
 """On what is counted: an allocator rounds up and leaves gaps, and kernels want room of their own. A guess, to be
@@ -69,7 +69,8 @@ def _encoding(encoders: Iterable[nn.Module], batch: int) -> int:
         # Language models could read books, and pipelines give them no more than T5.
         width, tokens = getattr(config, "hidden_size", 0), getattr(config, "max_position_embeddings", LONG_PROMPT)
         tokens = min(tokens, LONG_PROMPT)
-        sizes.append(PER_TOKEN * batch * tokens * width * next(encoder.parameters()).element_size())
+        each = max(PER_TOKEN, 8 + getattr(config, "num_hidden_layers", 0)) * width
+        sizes.append(each * batch * tokens * next(encoder.parameters()).element_size())
     return max(sizes)
 
 
@@ -143,10 +144,18 @@ def _hint(control: Any, sample: Tensor) -> dict[str, Tensor]:
     return {"sample": sample, "controlnet_cond": sample.new_zeros(len(sample), 3, factor * height, factor * width)}
 
 
+def _of_a_kind(control: Any, sample: Tensor) -> dict[str, Any]:
+    """A union reads a picture of one of its kinds."""
+    kinds = sample.new_zeros(len(sample), control.config.num_control_type)
+    given = _hint(control, sample)
+    return {**given, "controlnet_cond": [given["controlnet_cond"]], "control_type": kinds, "control_type_idx": [0]}
+
+
 def _tokens(control: Any, sample: Tensor) -> dict[str, Tensor]:
-    """FLUX's reads encoded pictures, both as tokens."""
+    """FLUX's reads encoded pictures, both as tokens; a union is told of which kind they are."""
     tokens = sample.flatten(2).mT
-    return {"hidden_states": tokens, "controlnet_cond": tokens}
+    kind = {"controlnet_mode": sample.new_zeros(len(sample), 1, dtype=torch.long)} if control.union else {}
+    return {"hidden_states": tokens, "controlnet_cond": tokens, **kind}
 
 
 def _encoded(control: Any, sample: Tensor) -> dict[str, Tensor]:
@@ -155,8 +164,9 @@ def _encoded(control: Any, sample: Tensor) -> dict[str, Tensor]:
     return {"hidden_states": sample, "controlnet_cond": sample.new_zeros(len(sample), channels, *sample.shape[-2:])}
 
 
-_CONTROLS: Mapping[str, Callable[[Any, Tensor], dict[str, Tensor]]] = {
+_CONTROLS: Mapping[str, Callable[[Any, Tensor], dict[str, Any]]] = {
     "ControlNetModel": _hint,
+    "ControlNetUnionModel": _of_a_kind,
     "FluxControlNetModel": _tokens,
     "SD3ControlNetModel": _encoded,
 }
