@@ -1,9 +1,12 @@
 """What memory plans take: planned and counted weights, and on an accelerator peak memory and seconds a step.
 
     python benchmarks/memory.py --size sd15 --size sdxl --experts 2 --experts 3 --experts 6
+    python benchmarks/memory.py --size sdxl --experts 3 --budget 8GB --budget 12GB
 
-On the meta device (the default) weights have sizes but no numbers, so that nothing is too large: what passes a stage is
-counted, working memory is estimated. With ``--device cuda`` the same plans run with random weights.
+Without a budget fewer and fewer denoisers stay. Within a budget there are two plans: of whole denoisers that stay, and of
+as many blocks as it allows. On the meta device (the default) weights have sizes but no numbers, so that nothing is too
+large: what passes a stage is counted, working memory is estimated. With ``--device cuda`` the same plans run with random
+weights.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -25,15 +29,17 @@ from rich.console import Console
 
 from diffusemble import EnsembleDenoiser, build_aggregator
 from diffusemble.config.memory import MemoryConfig
-from diffusemble.config.units import format_bytes
+from diffusemble.config.units import format_bytes, parse_bytes
 from diffusemble.memory.measure import measure_weights
 from diffusemble.memory.networks import networks_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Plan, make_plan
+from diffusemble.memory.plan import plans as all_plans
 from diffusemble.memory.working import measure_working
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-COLUMNS = ("experts", "denoisers that stay", "parts", "weights, planned", "weights, counted", "estimated peak")
+COLUMNS = ("experts", "denoisers that stay", "parts", "copied a step", "weights, planned", "weights, counted")
+COLUMNS += ("estimated peak",)
 MEASURED = ("peak measured", "seconds a step", "to all in memory")
 
 
@@ -43,6 +49,7 @@ class Row:
 
     plan: Plan
     counted: int
+    copied: int
     peak: int | None = None
     seconds: float | None = None
 
@@ -62,18 +69,26 @@ def control(ensemble: EnsembleDenoiser) -> Any:
     return SimpleNamespace(components={"controlnet": torch.nn.Module.to(net, ensemble.dtype)})
 
 
-def plans(ensemble: EnsembleDenoiser, pipelines: Sequence[Any], latents: int) -> Iterator[Plan]:
+def plans(
+    ensemble: EnsembleDenoiser, pipelines: Sequence[Any], latents: int, budgets: Sequence[str]
+) -> Iterator[tuple[str, Plan]]:
     """Everything in memory; then encoders and VAE as visitors, and fewer and fewer denoisers that stay; at last no
-    ControlNet either.
+    ControlNet either. Or what fits into each budget.
     """
     n = len(ensemble.experts)
     networks = networks_of(ensemble, pipelines)
     sizes = measure_weights(networks), measure_working(networks, (latents, latents), batch=1, guided=True)
-    yield make_plan(*sizes, MemoryConfig(parts="stay"))
+    yield "none" if budgets else "", make_plan(*sizes, MemoryConfig(parts="stay"))
+    if budgets:
+        there = list(all_plans(*sizes, MemoryConfig(vae="whole")))
+        wholes = [plan for plan in there if all(len(set(blocks)) == 1 for blocks in plan.stays)]
+        for budget, some in product(budgets, (wholes, there)):
+            yield from [(budget, plan) for plan in some if plan.peak <= parse_bytes(budget)][:1]
+        return
     for resident in range(n, -1, -1):
-        yield make_plan(*sizes, MemoryConfig(resident=resident, parts="visit"))
+        yield "", make_plan(*sizes, MemoryConfig(resident=resident, parts="visit"))
     if pipelines:
-        yield make_plan(*sizes, MemoryConfig(resident=0, parts="visit", controls="visit"))
+        yield "", make_plan(*sizes, MemoryConfig(resident=0, parts="visit", controls="visit"))
 
 
 def count(ensemble: EnsembleDenoiser, pipelines: Sequence[Any], plan: Plan) -> Row:
@@ -82,11 +97,13 @@ def count(ensemble: EnsembleDenoiser, pipelines: Sequence[Any], plan: Plan) -> R
         for number in range(len(placed.visitors.groups)):
             placed.visitors.open(number)
         placed.visitors.leave()
-        for point in ensemble.points:
-            for blocks in ensemble.blocks:
+        steps = []
+        for _ in range(2):  # only from the second step on the first block has come beforehand
+            for point, blocks in product(ensemble.points, ensemble.blocks):
                 with blocks.there(point):  # type: ignore[attr-defined]
                     pass
-    return Row(plan, placed.residence.peak)
+            steps.append(placed.conveyor.brought)
+    return Row(plan, placed.residence.peak, steps[1] - steps[0])
 
 
 def run(ensemble: EnsembleDenoiser, plan: Plan, size: str, device: str, steps: int) -> Row:
@@ -101,32 +118,36 @@ def run(ensemble: EnsembleDenoiser, plan: Plan, size: str, device: str, steps: i
         for encoder in networks_of(ensemble).encoders:
             encoder(torch.zeros(2, 77, dtype=torch.long, device=device))
         for _ in range(steps):
+            before = placed.conveyor.brought
             torch.cuda.synchronize()
             started = time.perf_counter()
             latents = ensemble(**inputs).sample[:1]
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
+            copied = placed.conveyor.brought - before
         (vae,) = networks_of(ensemble).vaes
         wide = torch.nn.Module.float(vae) if vae.config.force_upcast else vae
         wide.decode(latents.to(next(wide.parameters()).dtype))
         torch.nn.Module.to(vae, ensemble.dtype)
-        return Row(plan, placed.residence.peak, torch.cuda.max_memory_allocated(), statistics.median(seconds[1:]))
+        measured = torch.cuda.max_memory_allocated(), statistics.median(seconds[1:])
+        return Row(plan, placed.residence.peak, copied, *measured)
 
 
-def cells(row: Row, first: Row) -> tuple[str, ...]:
+def cells(budget: str, row: Row, first: Row) -> tuple[str, ...]:
     """A row as text."""
     plan = row.plan
     parts = plan.parts if plan.controls in (None, "stay") else f"{plan.parts}, ControlNet too"
-    said = (str(plan.experts), str(plan.resident), parts, *map(format_bytes, (plan.weights, row.counted)))
-    said += (format_bytes(plan.peak),)
+    said = (budget,) if budget else ()
+    said += (str(plan.experts), f"{plan.resident:.3g}", parts)
+    said += tuple(map(format_bytes, (row.copied, plan.weights, row.counted, plan.peak)))
     if row.peak is None or row.seconds is None or first.seconds is None:
         return said
     return (*said, format_bytes(row.peak), f"{row.seconds:.3f}", f"{row.seconds / first.seconds:.2f}")
 
 
-def markdown(title: str, rows: Sequence[tuple[str, ...]]) -> str:
+def markdown(title: str, first: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A section for docs/memory.md."""
-    head = (*COLUMNS, *MEASURED)[: len(rows[0])]
+    head = (*first, *COLUMNS, *MEASURED)[: len(rows[0])]
     lines = [head, ("---:",) * len(head), *rows]
     return "\n".join([f"### {title}", "", *("| " + " | ".join(line) + " |" for line in lines), ""])
 
@@ -134,6 +155,7 @@ def markdown(title: str, rows: Sequence[tuple[str, ...]]) -> str:
 def main(
     size: Annotated[list[str], typer.Option(help=f"one of {', '.join(ARCHITECTURES)}; several times")] = ["sd15"],  # noqa: B006
     experts: Annotated[list[int], typer.Option(help="how many experts; several times")] = [3],  # noqa: B006
+    budget: Annotated[list[str], typer.Option(help="what fits into it, such as 12GB; several times")] = [],  # noqa: B006
     controlnet: Annotated[bool, typer.Option(help="with a ControlNet; only counted")] = False,
     dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32")] = "float16",
     device: Annotated[str, typer.Option(help="meta: count; cuda: run")] = "meta",
@@ -148,15 +170,15 @@ def main(
             ensemble = build(name, n, DTYPES[dtype], "meta" if device == "meta" else "cpu")
             done: list[Row] = []
             added = [control(ensemble)] if controlnet and device == "meta" else []
-            for plan in plans(ensemble, added, ARCHITECTURES[name].latents):
+            for limit, plan in plans(ensemble, added, ARCHITECTURES[name].latents, budget):
                 one = count(ensemble, added, plan) if device == "meta" else run(ensemble, plan, name, device, steps)
                 done.append(one)
-                rows.append(cells(done[-1], done[0]))
+                rows.append(cells(limit, done[-1], done[0]))
                 console.print(*rows[-1], sep="  ")
         side = 8 * ARCHITECTURES[name].latents
         where = "counted on the meta device, no GPU was used" if device == "meta" else torch.cuda.get_device_name()
         what = f"{name}{' with a ControlNet' if controlnet else ''}, {side} px, one picture with guidance, {dtype}"
-        text = markdown(f"{what}; {where}", rows)
+        text = markdown(f"{what}; {where}", ("budget",) if budget else (), rows)
         console.print(text, markup=False, soft_wrap=True)
         if table is not None:
             with table.open("a") as file:

@@ -60,9 +60,12 @@ def test_weights_are_read_between_arriving_and_being_done(combiner: str, storage
     assert lane.computing == set()
 
 
-def test_weights_are_there_for_both_passes_of_a_training_step() -> None:
+@pytest.mark.parametrize(("resident", "storage"), [(0, "same"), (0.7, "int8")])
+def test_weights_are_there_for_both_passes_of_a_training_step(resident: float, storage: str) -> None:
     ensemble = an_ensemble("sd", n=2)
-    call = a_call(ensemble)
+    call, plan = a_call(ensemble), a_plan(ensemble, resident=resident, storage=storage)
+    with Placement(ensemble, plan, "cpu"):
+        pass  # what is stored in eight bits stays rounded
 
     def gradients() -> list[Tensor]:
         ensemble.zero_grad()
@@ -71,10 +74,11 @@ def test_weights_are_there_for_both_passes_of_a_training_step() -> None:
 
     recompute_blocks(ensemble)
     expected = gradients()
-    with Placement(ensemble, a_plan(ensemble, resident=0), "cpu") as placed:
+    with Placement(ensemble, plan, "cpu") as placed:
         placed.conveyor.lane = lane = LatestLane()
         recompute_blocks(ensemble)
         found = gradients()
+        assert placed.residence.peak <= plan.weights
     assert lane.broken == []
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
