@@ -3,10 +3,10 @@
     python benchmarks/memory.py --size sd15 --size sdxl --experts 2 --experts 3 --experts 6
     python benchmarks/memory.py --size sdxl --experts 3 --budget 8GB --budget 12GB
 
-Without a budget fewer and fewer denoisers stay. Within a budget there are two plans: of whole denoisers that stay, and of
-as many blocks as it allows. On the meta device (the default) weights have sizes but no numbers, so that nothing is too
-large: what passes a stage is counted, working memory is estimated. With ``--device cuda`` the same plans run with random
-weights.
+Without a budget fewer and fewer denoisers stay. Within a budget there are two plans: one of whole denoisers that stay,
+one of as many blocks as it allows. On the meta device (the default) weights have sizes but no numbers, so that nothing
+is too large: what passes a stage is counted, working memory is estimated. With ``--device cuda`` the same plans run
+with random weights.
 """
 
 from __future__ import annotations
