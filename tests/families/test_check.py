@@ -62,7 +62,7 @@ def test_inpainting_models_are_refused_in_company(place: int) -> None:
         OutputEnsembleDenoiser(experts[:: 1 if place else -1])
 
 
-@pytest.mark.parametrize("part", ["vae", "scheduler"])
+@pytest.mark.parametrize("part", ["vae", "scheduler", "text_encoder", "tokenizer"])
 def test_incomplete_experts_are_refused(part: str) -> None:
     one = stable()
     bare = replace(one, components={name: value for name, value in one.components.items() if name != part})

@@ -7,11 +7,11 @@ from typing import Any
 
 from diffusemble.experts.expert import Expert, latent_space, refuse_unlike
 from diffusemble.families.base import Family
-from diffusemble.latent.schedules import prediction_kind
+from diffusemble.latent.schedules import flows, prediction_kind
 from diffusemble.parametrisation.paths import Flow, Path, Terms, VariancePreserving
 from diffusemble.registry import BLOCKS, FAMILIES, lookup
 
-_PARTS = ("vae", "scheduler")
+_PARTS = ("vae", "scheduler", "text_encoder", "tokenizer")  # of the last two one is enough, whatever its number
 
 
 def families_of(experts: Sequence[Expert]) -> tuple[Family, ...]:
@@ -22,10 +22,10 @@ def families_of(experts: Sequence[Expert]) -> tuple[Family, ...]:
             something else; the message names the expert, the property, both values, and what would work.
     """
     for number, expert in enumerate(experts, start=1):
-        missing = [part for part in _PARTS if expert.components.get(part) is None]
-        if missing or expert.pipeline_class is None:
+        missing = next(_missing(expert), None)
+        if missing is not None:
             raise ValueError(
-                f"Expert {number} ({expert.name!r}) has no {(*missing, 'pipeline class')[0]}. At output level every "
+                f"Expert {number} ({expert.name!r}) has no {missing}. At output level every "
                 f"expert keeps its own schedule, prediction and text encoders: load whole pipelines, with "
                 f"load_experts([...])."
             )
@@ -47,14 +47,12 @@ def terms_of(scheduler: Any) -> Terms:
     Raises:
         ValueError: it predicts something unknown, or lies on no known path.
     """
-    kind = prediction_kind(scheduler)
-    return Terms(_path(scheduler), kind)
+    return Terms(_path(scheduler), prediction_kind(scheduler))
 
 
 def _path(scheduler: Any) -> Path:
-    config = scheduler.config
-    if hasattr(scheduler, "scale_noise") or config.get("use_flow_sigmas", False):
-        return Flow(config.num_train_timesteps)
+    if flows(scheduler):
+        return Flow(scheduler.config.num_train_timesteps)
     if not hasattr(scheduler, "alphas_cumprod") or hasattr(scheduler, "precondition_inputs"):
         raise ValueError(
             f"{type(scheduler).__name__} has neither a table of ᾱ (diffusion) nor scale_noise (flow matching), so "
@@ -62,6 +60,15 @@ def _path(scheduler: Any) -> Path:
             f"model, such as DDIM, DPM-Solver++, Euler or flow-matching Euler."
         )
     return VariancePreserving(scheduler.alphas_cumprod)
+
+
+def _missing(expert: Expert) -> Iterator[str]:
+    there = [name for name, part in expert.components.items() if part is not None]
+    for part in _PARTS:
+        if not any(name.startswith(part) for name in there):
+            yield part
+    if expert.pipeline_class is None:
+        yield "pipeline class"
 
 
 def _family(expert: Expert) -> Family:

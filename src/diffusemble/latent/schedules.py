@@ -39,13 +39,18 @@ def prediction_kind(scheduler: Any) -> Prediction:
     Raises:
         ValueError: a kind that has no formula here.
     """
-    named = scheduler.config.get("prediction_type", "flow_prediction" if _flows(scheduler) else None)
+    named = scheduler.config.get("prediction_type", "flow_prediction" if flows(scheduler) else None)
     if named not in KINDS:
         raise ValueError(
             f"Models can be combined if they predict {', '.join(KINDS)}; {type(scheduler).__name__} takes {named!r}. "
             f"Use a scheduler with one of those."
         )
     return KINDS[named]
+
+
+def flows(scheduler: Any) -> bool:
+    """Whether its latents are (1 - σ) x₀ + σ ε: flow matching."""
+    return hasattr(scheduler, "scale_noise") or bool(scheduler.config.get("use_flow_sigmas", False))
 
 
 def levels(scheduler: Any, timestep: float | Tensor) -> tuple[Level, Level]:
@@ -144,7 +149,7 @@ def _of_sigma(scheduler: Any, sigma: Tensor) -> Level:
     if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
         alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
         return Level(float(alpha), float(sigma))
-    return Level(1 - float(sigma) if _flows(scheduler) else 1.0, float(sigma))
+    return Level(1 - float(sigma) if flows(scheduler) else 1.0, float(sigma))
 
 
 def _preserving(cumulative: Tensor | float) -> Level:
@@ -168,13 +173,9 @@ def _after(scheduler: Any, timestep: int) -> Level:
     return _preserving(scheduler.alphas_cumprod[following] if following >= 0 else last)
 
 
-def _flows(scheduler: Any) -> bool:
-    return hasattr(scheduler, "scale_noise") or bool(scheduler.config.get("use_flow_sigmas", False))
-
-
 def _family(scheduler: Any) -> str:
     if hasattr(scheduler, "sigmas") or hasattr(scheduler, "alphas_cumprod"):
-        if _flows(scheduler):
+        if flows(scheduler):
             return "(1 - sigma) picture + sigma noise"
         if not hasattr(scheduler, "sigmas") or hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
             return "variance preserving"

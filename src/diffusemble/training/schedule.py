@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from diffusemble.experts.expert import Expert
+from diffusemble.latent.schedules import flows
 from diffusemble.training.objective import FLOW, Diffusion
 
 
@@ -40,7 +41,7 @@ def process_of(scheduler: Any, image_tokens: int | None = None) -> Diffusion:
     """
     config = scheduler.config
     kind = config.get("prediction_type", "epsilon")
-    if hasattr(scheduler, "scale_noise") or config.get("use_flow_sigmas") or kind == FLOW:
+    if flows(scheduler) or kind == FLOW:
         return Diffusion.flow(config.num_train_timesteps, shift_of(scheduler, image_tokens))
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(

@@ -40,7 +40,7 @@ def train(
         objective: what to minimise and to measure, instead of what ``config.objective`` says.
 
     Returns:
-        ``config.output``, a folder that ``EnsembleDenoiser.from_pretrained`` opens.
+        ``config.output``, a folder that ``open_ensemble`` opens.
 
     Raises:
         ValueError: something in the configuration cannot work.
