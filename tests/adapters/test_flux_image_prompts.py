@@ -18,12 +18,13 @@ from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import draw
 from stock import small_pipeline, small_sdxl
 from tiny import randomised
-from tiny_dit import tiny_flux_pipeline
+from tiny_dit import flux_controlnet, tiny_flux, tiny_flux_pipeline
 from tiny_ensembles import different
 from transformer_cases import flux_image_prompt_weights
 from unet_inputs import IMAGE_WIDTH, image_prompt_weights
 
 SIDE = 16
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers' own
 PUBLISHED = (
     ("image_proj.", "ip_adapter_proj_model."),
     ("ip_adapter.", "double_blocks."),
@@ -55,10 +56,10 @@ def flat(weights: dict[str, dict[str, Tensor]], published: bool) -> dict[str, Te
     return named
 
 
-def config_of(home: Path, *prompts: dict[str, Any]) -> GenerateConfig:
+def config_of(home: Path, *prompts: dict[str, Any], **more: Any) -> GenerateConfig:
     fixed = {"prompts": ["a fox", "an owl"], "seeds": [5], "steps": 2, "guidance": 4.0, "height": SIDE, "width": SIDE}
     like = {"image": str(home / "like.png")}
-    return GenerateConfig(**fixed, image_prompts=[{**like, **one} for one in prompts])
+    return GenerateConfig(**fixed, image_prompts=[{**like, **one} for one in prompts], **more)
 
 
 def test_they_act_as_given_by_hand(home: Path) -> None:
@@ -89,6 +90,19 @@ def test_they_act_as_given_by_hand(home: Path) -> None:
     ours = draw(different([tiny_flux_pipeline(0), tiny_flux_pipeline(1)]), config_of(home, *given))
     for mine, theirs in zip(ours, expected, strict=True):
         assert np.abs(np.asarray(mine.image).astype(int) - np.asarray(theirs).astype(int)).max() <= 1
+
+
+def test_several_go_together_with_a_controlnet(home: Path) -> None:
+    whole = tiny_flux_pipeline(0, transformer=tiny_flux(guidance_embeds=False))  # so that it sees a negative one, too
+    flux_controlnet(whole.transformer).save_pretrained(home / "net")
+    save_file(flat(flux_image_prompt_weights(whole.transformer), True), home / "ip.safetensors")
+    net = {"controlnets": {"model": str(home / "net"), "image": str(home / "like.png")}}
+    one = {"weights": str(home / "ip.safetensors")}
+    drawn = []
+    for weight in (0.0, 1.0):
+        (picture, _) = draw(different([whole]), config_of(home, one, {**one, "weight": weight}, **net))
+        drawn.append(np.asarray(picture.image).astype(int))
+    assert np.abs(drawn[0] - drawn[1]).max() > 0
 
 
 def test_those_that_do_not_fit_are_named(home: Path) -> None:

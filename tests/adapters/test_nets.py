@@ -15,10 +15,11 @@ from PIL import Image
 from diffusemble.adapters.install import adapted_pipeline
 from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import draw
+from diffusemble.memory.working import measure_control
 from diffusemble.samplers import build_scheduler
 from pipelines.test_controlnets import t2i, union
 from stock import small_pipeline, small_sdxl
-from tiny import randomised, tiny_sdxl_pipeline
+from tiny import randomised, tiny_refiner, tiny_sdxl_pipeline
 from tiny_dit import flux_controlnet, tiny_flux_pipeline
 from tiny_ensembles import controlnet, different
 
@@ -170,3 +171,24 @@ def test_t2i_adapters_of_another_family_are_named(home: Path) -> None:
     ):
         with pytest.raises(ValueError, match=rf"t2i_adapters\.model: .*{name} is for features {message}"):
             adapted_pipeline(different([whole]), config_of(t2i_adapters=given(home, name)))
+
+
+def test_t2i_adapters_steer_what_a_refiner_goes_on_from(home: Path) -> None:
+    t2i(1).save_pretrained(home / "sketch")
+    ensemble, refiner = different([small_sdxl(0)]), different([tiny_refiner(0)])
+    drawn, told = [], []
+    for window in ({"end": 0.4}, {"start": 0.3}):
+        stages = {"steps": 3, "refiner": {"experts": "refiner", "start": 0.6}}
+        config = config_of(t2i_adapters=given(home, "sketch", **window), **stages)
+        drawn.append(numbers(draw(ensemble, config, tell=told.append, refiner=refiner)[0].image))
+    assert told == pytest.approx([1 / 3, 2 / 3, 1.0] * 2)
+    assert np.abs(drawn[0] - drawn[1]).max() > 0
+
+
+@pytest.mark.parametrize("make", [union, flux_union])
+def test_what_unions_need_is_reckoned(make: Any) -> None:
+    model = small_sdxl(0).unet if make is union else tiny_flux_pipeline(0).transformer
+    net = make(model)
+    with torch.device("meta"):
+        peak, handed_on = measure_control(net, (8, 8), 2)
+    assert 0 < handed_on < peak

@@ -64,17 +64,15 @@ def in_two_stages(
     """
     latents = base(**call, denoising_end=settings.start, output_type="latent").images
     shared = {name: call[name] for name in _SHARED if name in call}
-    # T2I-adapters' pipelines do not count their steps.
-    done = getattr(base, "num_timesteps", round(settings.start * call["num_inference_steps"]))
     return refiner(
         **shared,
         image=latents,
         denoising_start=settings.start,
         aesthetic_score=settings.aesthetic_score,
         negative_aesthetic_score=settings.negative_aesthetic_score,
-        callback_on_step_end=_going_on(told, done),
+        callback_on_step_end=_going_on(told, call["num_inference_steps"]),
     ).images
 
 
-def _going_on(told: Callable[..., Any], done: int) -> Callable[..., Any]:
-    return lambda pipe, index, time, state: told(pipe, done + index, time, state)
+def _going_on(told: Callable[..., Any], steps: int) -> Callable[..., Any]:
+    return lambda pipe, index, time, state: told(pipe, steps - pipe.num_timesteps + index, time, state)

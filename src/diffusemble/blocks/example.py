@@ -97,6 +97,7 @@ def _z_image(config: Any, latents: tuple[int, int], clip_tokens: int, zeros: Zer
 _INPUTS: Mapping[str, Any] = {
     "UNet2DConditionModel": _unet,
     "ControlNetModel": _unet,
+    "ControlNetUnionModel": _unet,
     "FluxTransformer2DModel": _flux,
     "Flux2Transformer2DModel": _flux,
     "FluxControlNetModel": _flux,
