@@ -85,7 +85,7 @@ def test_experts_keep_next_to_nothing() -> None:
     assert totals[1] < 0.3 * totals[0]
 
 
-def test_blocks_that_learn_are_left_alone() -> None:
+def test_blocks_that_learn_get_their_gradients() -> None:
     ensemble = an_ensemble("sd", n=2)
     call = a_call(ensemble)
     weight = ensemble.denoisers[0].mid_block.resnets[0].conv1.weight.requires_grad_(True)

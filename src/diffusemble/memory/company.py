@@ -31,6 +31,7 @@ class Company(nn.Module):
         denoisers = [one.components.get("unet", one.components.get("transformer")) for one in pipelines]
         self.members = tuple({id(denoiser): denoiser for denoiser in denoisers}.values())
         self.denoisers, self.aggregator = nn.ModuleList(self.members), nn.Identity()
+        self.denoisers.requires_grad_(False)  # what learns would have to stay
         beside = {name: part for name, part in first.components.items() if part is not denoisers[0]}
         self.experts = (Expert("base", denoisers[0], {**beside, **(parts or {})}, type(first)),)
 

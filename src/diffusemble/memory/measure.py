@@ -28,7 +28,8 @@ class Denoiser:
     Attributes:
         module: the denoiser.
         blocks: what only one of its blocks uses, by the block's name in running order.
-        outside: the rest: embeddings, norms, the last convolution, and what several blocks or denoisers share.
+        outside: the rest: embeddings, norms, the last convolution, what learns, and what several blocks or denoisers
+            share.
     """
 
     module: nn.Module
@@ -47,7 +48,9 @@ def denoisers_of(ensemble: Drawers) -> tuple[Denoiser, ...]:
     for module, blocks in zip(ensemble.members, in_blocks, strict=True):
         shared = {id(next(module.parameters()))}
         own = {
-            name: tuple(weight for weight in weights if uses[id(weight)] == 1 and id(weight) not in shared)
+            name: tuple(
+                one for one in weights if uses[id(one)] == 1 and id(one) not in shared and not one.requires_grad
+            )
             for name, weights in blocks.items()
         }
         taken = {id(weight) for weights in own.values() for weight in weights}

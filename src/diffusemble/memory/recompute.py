@@ -19,11 +19,11 @@ from diffusemble.memory.staging import StagedBlocks, inputs_of
 
 
 def recompute_blocks(ensemble: EnsembleDenoiser) -> None:
-    """Let every block of every frozen expert run again in the backward pass. Gradients stay what they are, but for the
+    """Let every block of every expert run again in the backward pass. Gradients stay what they are, but for the
     order in which they are added up.
 
-    Works on an ensemble that a memory plan has placed, too: then weights come for both passes. Blocks with weights
-    that learn (adapters), or that read text or time that learns, are left alone.
+    Works on an ensemble that a memory plan has placed, too: then weights come for both passes. Weights in a block that
+    learn (adapters) stay, and get their gradients. Blocks that read text or time that learns are left alone.
     """
     if not all(isinstance(blocks, RecomputedBlocks) for blocks in ensemble.blocks):
         ensemble.blocks[:] = [cast(Blocks, RecomputedBlocks(blocks)) for blocks in ensemble.blocks]
@@ -43,21 +43,26 @@ class RecomputedBlocks:
     def run(self, name: str, flow: Flow) -> Feature:
         """Output of block ``name`` on ``flow``."""
         tensors = inputs_of(flow)
-        own = (weight for part in self.inner.modules(name) for weight in part.parameters())
-        learns = any(tensor.requires_grad for tensor in (flow.time, flow.text, *own))
-        if learns or not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
+        own = {id(weight): weight for part in self.inner.modules(name) for weight in part.parameters()}
+        learned = tuple(weight for weight in own.values() if weight.requires_grad)
+        wanted = any(tensor.requires_grad for tensor in (*tensors, *learned))
+        if not torch.is_grad_enabled() or not wanted or flow.time.requires_grad or flow.text.requires_grad:
             return self.inner.run(name, flow)
-        image, tokens = _Again.apply(_Block(self.inner, name, flow, _autocast(flow.hidden)), *tensors)
+        block = _Block(self.inner, name, flow, learned, _autocast(flow.hidden))
+        image, tokens = _Again.apply(block, *tensors, *learned)
         return Feature(image, tokens)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """One run of a block: where, which, on what (but for the tensors that may want gradients), in which precision."""
+    """One run of a block: where, which, on what (but for the tensors that may want gradients), with which weights that
+    learn, in which precision.
+    """
 
     blocks: Blocks
     name: str
     flow: Flow
+    learned: tuple[Tensor, ...]
     precision: AbstractContextManager[Any]
 
     def run(self, tensors: tuple[Tensor, ...], raw: bool) -> tuple[Tensor, Tensor | None]:
@@ -77,7 +82,8 @@ class _Again(torch.autograd.Function):
     """Runs a block without keeping anything but its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, block: _Block, *tensors: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(ctx: Any, block: _Block, *given: Tensor) -> tuple[Tensor, Tensor | None]:
+        tensors = given[: len(given) - len(block.learned)]
         ctx.block = block
         ctx.save_for_backward(*tensors)
         return block.run(tensors, raw=False)
@@ -86,7 +92,7 @@ class _Again(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         block: _Block = ctx.block
         inputs = tuple(tensor.detach().requires_grad_(tensor.requires_grad) for tensor in ctx.saved_tensors)
-        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        wanted = [tensor for tensor in (*inputs, *block.learned) if tensor.requires_grad]
         # The weights must stay until the gradients are there: what autograd keeps are views on them.
         with block.there():
             # What is kept here is gone in a moment; hooks that follow what a step keeps have nothing to do with it.
@@ -102,7 +108,7 @@ class _Again(torch.autograd.Function):
                     [output for output, _ in pairs], wanted, [gradient for _, gradient in pairs], allow_unused=True
                 )
             )
-        return (None, *(next(found) if tensor.requires_grad else None for tensor in inputs))
+        return (None, *(next(found) if tensor.requires_grad else None for tensor in (*inputs, *block.learned)))
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -108,7 +108,8 @@ class RunConfig(Schema):
         precision: ``bf16`` and ``fp16`` hold the frozen experts in that type and compute in mixed precision.
         gradient_checkpointing: recompute activations of experts and aggregator in the backward pass, to save memory.
         memory: where the experts' blocks rest, as for drawing: ``resident`` experts stay on the device, those of the
-            others come when they are needed, in the backward pass again; includes ``gradient_checkpointing``.
+            others come when they are needed, in the backward pass again; includes ``gradient_checkpointing``. At
+            output level experts come whole, and keep nothing. Of several processes each has a device, and a plan.
         log_every: steps between two lines of the log.
         save_every: steps between two checkpoints.
         tensorboard: also write event files to ``<output>/tensorboard``.
@@ -201,10 +202,6 @@ class TrainConfig(RunConfig):
             raise ValueError(
                 "at level output every expert reads prompts of the length its own pipeline has; leave text_tokens out"
             )
-        if self.level == "output" and self.memory is not None:
-            raise ValueError(
-                "at level output every expert runs whole, and keeps nothing for the backward pass; leave memory out"
-            )
         return self
 
 
@@ -227,12 +224,3 @@ class DistillConfig(RunConfig):
     huber: float = Field(default=1e-3, gt=0)
     ema: float = Field(default=0.95, ge=0, lt=1)
     drop_prompt: float = Field(default=0.0, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _learning_blocks_stay(self) -> DistillConfig:
-        if self.lora and self.memory is not None:
-            raise ValueError(
-                "with lora every block of the experts learns, so none may leave the device; leave memory out (set "
-                "gradient_checkpointing instead), or set lora to 0"
-            )
-        return self

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from diffusemble.aggregators.storage import name_of
 from diffusemble.ensembles.base import Ensemble
@@ -78,6 +79,8 @@ class Learner:
         self.chance = Chance(config.seed, config.batch, len(corpus), times, config.drop_prompt, odds)
         self.average = WeightAverage(self.weights, config.ema) if config.ema else None
         self.objective = teach(self)
+        if accelerator.num_processes > 1:
+            _exchange_what_learns(ensemble)
         # Everything is where it belongs already, which in a memory plan is not one place.
         self.model: nn.Module = accelerator.prepare_model(ensemble.train(), device_placement=False)
         self.prepared: Any = accelerator.prepare_optimizer(self.optimizer)
@@ -167,6 +170,16 @@ class Learner:
             f"step was kept, and the last checkpoint is whole. Lower rate (now {self.config.rate:g}), lengthen warmup "
             f"(now {self.config.warmup}) or widen precision (now {self.config.precision}), in another output folder."
         )
+
+
+def _exchange_what_learns(ensemble: Ensemble) -> None:
+    """Let processes leave the frozen experts alone: they are equal, and in a memory plan not on the device."""
+    tensors = (
+        *ensemble.denoisers.named_parameters(prefix="denoisers", remove_duplicate=False),
+        *ensemble.denoisers.named_buffers(prefix="denoisers", remove_duplicate=False),
+    )
+    frozen = [name for name, tensor in tensors if not tensor.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(ensemble, frozen)
 
 
 def _timesteps(config: RunConfig, count: int) -> range:

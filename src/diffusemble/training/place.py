@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from diffusemble.aggregators.base import Aggregator
 from diffusemble.config.memory import MemoryConfig
@@ -28,7 +29,7 @@ def place(ensemble: Ensemble, config: RunConfig, device: torch.device) -> Abstra
         What gives the experts their own memory back when it is left, where a memory plan has taken it.
 
     Raises:
-        ValueError: a memory plan for experts that meet at the output alone.
+        ValueError: a memory plan for experts that learn themselves, and meet at the output alone.
     """
     # Convolutions are a third faster forwards with their channels last, also on CPUs.
     ensemble.to(memory_format=torch.channels_last)
@@ -47,6 +48,11 @@ def place(ensemble: Ensemble, config: RunConfig, device: torch.device) -> Abstra
 
 
 def _planned(ensemble: Any, memory: MemoryConfig, device: torch.device) -> Placement:
+    if not isinstance(ensemble, EnsembleDenoiser) and _learn(ensemble.denoisers):
+        raise ValueError(
+            "With lora experts learn, and at output level they run whole, so none may leave the device before the "
+            "backward pass. Leave memory out (set gradient_checkpointing instead), or set lora to 0."
+        )
     # Between two sheets neither VAE nor text encoders have anything to do on the device.
     chosen = memory.model_copy(update={"parts": memory.parts or "visit"})
     return Placement(
@@ -55,10 +61,13 @@ def _planned(ensemble: Any, memory: MemoryConfig, device: torch.device) -> Place
 
 
 def _recompute(ensemble: Ensemble) -> None:
-    learns = any(weight.requires_grad for weight in ensemble.denoisers.parameters())
-    if isinstance(ensemble, EnsembleDenoiser) and not learns:
+    if isinstance(ensemble, EnsembleDenoiser):
         recompute_blocks(ensemble)
-    else:
+    elif _learn(ensemble.denoisers):  # those that meet at the output and are frozen keep nothing
         ensemble.enable_gradient_checkpointing()
     if isinstance(ensemble.aggregator, Aggregator):
         ensemble.aggregator.gradient_checkpointing = True
+
+
+def _learn(module: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in module.parameters())

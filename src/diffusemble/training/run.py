@@ -126,11 +126,6 @@ def _accelerator(config: RunConfig) -> Iterator[Accelerator]:
         if config.precision == "fp16" and PartialState().device.type == "cpu":
             raise ValueError("precision 'fp16' needs an accelerator; this is a CPU. Choose 'bf16' or 'fp32'.")
         accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
-        if config.memory is not None and accelerator.num_processes > 1:
-            raise ValueError(
-                f"memory brings the experts to one device, block by block, and there are {accelerator.num_processes} "
-                f"processes. Start one (diffusemble train), or leave memory out and set gradient_checkpointing."
-            )
         yield accelerator
     finally:
         AcceleratorState._reset_state()
