@@ -81,24 +81,29 @@ def butterfly(blocks: Tensor) -> Tensor:
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 OFT, BOFT, GROUPED = f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn1.to_k", "mid_block.resnets.0.conv1"
+SQUARE = (OFT, GROUPED)
 OUTPUTS, INPUTS, LOW, KERNEL = f"{BLOCK}.attn1.to_v", f"{BLOCK}.attn2.to_q", f"{BLOCK}.attn2.to_k", "conv_in"
 
 
 def factors() -> dict[str, dict[str, Tensor]]:
     torch.manual_seed(3)
+    unet = small_unet()
+    sizes = {path: unet.get_submodule(path).weight.shape for path in (*SQUARE, LOW, KERNEL)}
+    (out, into), (first, start) = sizes[LOW], sizes[KERNEL][:2]
+    wide = sizes[OFT][0]
     return {
-        OFT: {"oft_blocks": torch.randn(4, 8, 8), "rescale": torch.rand(32, 1), "alpha": torch.tensor(0.0)},
-        BOFT: {"oft_blocks": torch.randn(3, 8, 4, 4)},
-        GROUPED: {"oft_blocks": torch.randn(2, 16, 16)},
-        OUTPUTS: {"weight": torch.rand(32), "on_input": torch.tensor(False)},
-        INPUTS: {"weight": torch.rand(32), "on_input": torch.tensor(True)},
-        LOW: {f"{name}.weight": torch.randn(size) for name, size in GLORA_SIZES.items()},
-        KERNEL: {"a1.weight": torch.randn(4, 2, 1, 1), "a2.weight": torch.randn(2, 4, 1, 1)}
-        | {"b1.weight": torch.randn(16, 2, 1, 1), "b2.weight": torch.randn(2, 4, 3, 3), "alpha": torch.tensor(3.0)},
+        OFT: {"oft_blocks": torch.randn(4, wide // 4, wide // 4), "rescale": torch.rand(wide, 1)}
+        | {"alpha": torch.tensor(0.0)},
+        BOFT: {"oft_blocks": torch.randn(3, wide // 4, 4, 4)},
+        GROUPED: {"oft_blocks": torch.randn(2, wide // 2, wide // 2)},
+        OUTPUTS: {"weight": torch.rand(wide), "on_input": torch.tensor(False)},
+        INPUTS: {"weight": torch.rand(wide), "on_input": torch.tensor(True)},
+        LOW: {"a1.weight": torch.randn(into, 2), "a2.weight": torch.randn(2, into)}
+        | {"b1.weight": torch.randn(out, 2), "b2.weight": torch.randn(2, into)},
+        KERNEL: {"a1.weight": torch.randn(start, 2, 1, 1), "a2.weight": torch.randn(2, start, 1, 1)}
+        | {"b1.weight": torch.randn(first, 2, 1, 1), "b2.weight": torch.randn(2, start, 3, 3)}
+        | {"alpha": torch.tensor(3.0)},
     }
-
-
-GLORA_SIZES = {"a1": (32, 2), "a2": (2, 32), "b1": (32, 2), "b2": (2, 32)}
 
 
 def dense(path: str, weight: Tensor, own: dict[str, Tensor]) -> Tensor:
@@ -165,7 +170,7 @@ def test_rotations_of_fused_weights_come_in_pieces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "own",
     [
-        {"oft_blocks": torch.ones(4, 4, 4)},
+        {"oft_blocks": torch.ones(3, 4, 4)},
         {"weight": torch.ones(31), "on_input": torch.tensor(0)},
         {"a1.weight": torch.ones(31, 2), "a2.weight": torch.ones(2, 31)}
         | {"b1.weight": torch.ones(32, 2), "b2.weight": torch.ones(2, 32)},

@@ -14,10 +14,10 @@ BLOCK = "mid_block.attentions.0.transformer_blocks.0.attn1"
 HADAMARD, KRONECKER = f"{BLOCK}.to_q", f"{BLOCK}.to_k"
 NORM, CONVOLUTION = "mid_block.resnets.0.norm1", "mid_block.resnets.0.conv1"
 SHAPES = {
-    HADAMARD: {"hada_w1_a": (32, 2), "hada_w1_b": (2, 32), "hada_w2_a": (32, 2), "hada_w2_b": (2, 32)},
-    KRONECKER: {"lokr_w1": (4, 4), "lokr_w2": (8, 8)},
-    NORM: {"w_norm": (32,), "b_norm": (32,)},
-    CONVOLUTION: {"diff": (32, 32, 3, 3), "diff_b": (32,)},
+    HADAMARD: {"hada_w1_a": (16, 2), "hada_w1_b": (2, 16), "hada_w2_a": (16, 2), "hada_w2_b": (2, 16)},
+    KRONECKER: {"lokr_w1": (2, 2), "lokr_w2": (8, 8)},
+    NORM: {"w_norm": (16,), "b_norm": (16,)},
+    CONVOLUTION: {"diff": (16, 16, 3, 3), "diff_b": (16,)},
 }
 
 

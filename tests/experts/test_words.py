@@ -1,8 +1,7 @@
-"""Textual inversions and other VAEs on top of experts."""
+"""Textual inversions on top of experts."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,11 @@ from torch import Tensor
 
 from adapter_files import write
 from diffusemble import EnsembleDenoiser, load_experts
-from diffusemble.experts.additions.vae import kinship
 from diffusemble.experts.folder import quiet
+from diffusemble.experts.inspection.folders import inspect
 from families.parts import tiny_pixart_pipeline
-from ldm import save_ldm
-from ldm import vae as ldm_vae
-from tiny import WIDTH, small_pipeline, small_unet, tiny_sdxl_pipeline, tiny_text_encoder, tiny_vae
-from tiny_dit import tiny_flux_pipeline
+from tiny import WIDTH, small_pipeline, small_unet, tiny_sdxl_pipeline, tiny_text_encoder
+from tiny_dit import T5_WIDTH, tiny_chroma_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline
 
 
 def vectors(count: int, seed: int = 0, width: int = WIDTH) -> Tensor:
@@ -131,7 +128,12 @@ def test_sdxl_has_vectors_for_both_encoders(tmp_path: Path) -> None:
             "",
             r"vectors for the text_encoder_2, but this model has no CLIP",
         ),
-        ({"clip_l": vectors(1), "clip_g": vectors(2)}, "", r"has 1 and 2 vectors for the two text encoders"),
+        ({"t5": vectors(1)}, "", r"has vectors for the T5, but this model has no T5 text encoder there"),
+        (
+            {"t5xxl": vectors(1), "t5_out": vectors(1)},
+            "",
+            r"it is a textual inversion with vectors behind its text encoders. Behind a plus sign comes",
+        ),
         ({"emb_params": vectors(1)}, ":0.5", r"is a textual inversion, which has no weight; got 0.5. Leave :0.5 out"),
         ({"<|endoftext|>": vectors(1)}, "", r"knows the word '<\|endoftext\|>' .* already. Rename the file"),
     ],
@@ -172,65 +174,49 @@ def test_an_expert_of_another_kind_beside_stays_as_it_is(models: Path, words: Pa
     assert len(other.components["tokenizer"]) == len(pixart.tokenizer)
 
 
-# -- VAEs --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("build", "place", "keys"),
+    [
+        (tiny_flux_pipeline, "text_encoder_2", ("clip_l", "t5")),
+        (tiny_sd3_pipeline, "text_encoder_3", ("clip_l", "clip_g", "t5xxl")),
+        (tiny_chroma_pipeline, "text_encoder", ("t5",)),
+    ],
+)
+def test_t5_reads_words_with_as_many_vectors_as_there_are(
+    build: Any, place: str, keys: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = build(0)
+    pipeline.save_pretrained(tmp_path / "base")
+    given = {key: vectors(2 if key.startswith("t5") else 1, 3, T5_WIDTH if key[0] == "t" else WIDTH) for key in keys}
+    file = write(given, tmp_path / "mossy.safetensors")
+    taught, other = load_experts([f"{tmp_path / 'base'}+{file}", tmp_path / "base"])
+    tokenizer, encoder = (
+        taught.components[place.replace("text_encoder", name)] for name in ("tokenizer", "text_encoder")
+    )
+    ids = tokenizer("a mossy mossy_1 b", return_tensors="pt").input_ids
+    plain = tokenizer("a b", return_tensors="pt").input_ids
+    words = [tokenizer.get_added_vocab()[word] for word in ("mossy", "mossy_1")]
+    assert ids[0].tolist() == [*plain[0, :2].tolist(), *words, *plain[0, 2:].tolist()]
+    before = getattr(pipeline, place)
+    rows = before.get_input_embeddings().weight
+    inside = torch.cat([rows[plain[0, :2]], given[keys[-1]], rows[plain[0, 2:]]])
+    expected = before(inputs_embeds=inside[None]).last_hidden_state
+    torch.testing.assert_close(encoder(ids).last_hidden_state, expected)
+    silent = other.components[place].get_input_embeddings().weight
+    assert torch.equal(silent[words], silent[[tokenizer.pad_token_id] * 2])
+    assert [taught.components[name].get_added_vocab() for name in taught.components if name.startswith("tok")] == [
+        other.components[name].get_added_vocab() for name in taught.components if name.startswith("tok")
+    ]
+    if build is tiny_sd3_pipeline:
+        assert "reads 'mossy' as the first of them. Write all of them into the prompt: mossy mossy_1" in caplog.text
+    else:
+        assert not caplog.messages
+        mine = EnsembleDenoiser([taught]).pipeline()
+        assert mine.maybe_convert_prompt("a mossy b", tokenizer) == "a mossy mossy_1 b"
 
 
-def same(mine: Any, other: Any) -> bool:
-    theirs = other.state_dict()
-    return all(torch.equal(tensor, theirs[key]) for key, tensor in mine.state_dict().items())
-
-
-def test_a_vae_takes_the_place_of_the_experts_own(models: Path, tmp_path: Path) -> None:
-    other = tiny_vae(7)
-    other.save_pretrained(tmp_path / "kl")
-    alone = write(ldm_vae(other), tmp_path / "alone.safetensors")
-    diffusers = write(other.state_dict(), tmp_path / "diffusers.safetensors")
-    whole = save_ldm(small_pipeline(3, vae=other), tmp_path / "whole.safetensors")
-    other.save_pretrained(tmp_path / "half", variant="fp16")
-    places = (tmp_path / "kl", tmp_path / "half", alone, diffusers, whole)
-    experts = load_experts([*(f"{models / 'rock'}+vae={place}" for place in places), f"{models / 'rock'}+{alone}"])
-    for place, expert in zip((*places, alone), experts, strict=True):
-        assert same(expert.components["vae"], other)
-        assert expert.components["vae"] is experts[0].components["vae"]
-        assert any(name.endswith(place.name) for name in expert.files)
-
-
-def test_a_vae_that_was_trained_apart_is_told(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    own = tiny_vae()
-    near = {key: tensor + 0.3 * tensor.std() * torch.randn_like(tensor) for key, tensor in own.state_dict().items()}
-    near["encoder.conv_in.weight"] = near["encoder.conv_in.weight"] / 16  # as files are made that fit into float16
-    load_experts(f"{models / 'rock'}+{write(near, tmp_path / 'near.safetensors')}")
-    assert not caplog.messages
-    load_experts(f"{models / 'rock'}+{write(ldm_vae(tiny_vae(5)), tmp_path / 'far.safetensors')}")
-    (message,) = caplog.messages
-    assert re.search(r"far.safetensors: this VAE and the model's own were trained apart .* is -?0\.0\d\)", message)
-    assert kinship(own, own) == pytest.approx(1.0)
-
-
-def test_a_vae_can_be_that_of_an_expert(models: Path, tmp_path: Path) -> None:
-    small_pipeline(4, vae=tiny_vae(9)).save_pretrained(tmp_path / "opal")
-    rock, opal = load_experts([models / "rock", tmp_path / "opal"], vae="opal")
-    assert rock.source == f"{models / 'rock'}+vae={tmp_path / 'opal'}"
-    assert rock.components["vae"] is opal.components["vae"]
-    assert same(rock.components["vae"], tiny_vae(9))
-
-
-def test_a_vae_of_another_kind_is_refused(models: Path, tmp_path: Path) -> None:
-    tiny_vae(scaling_factor=0.5).save_pretrained(tmp_path / "bright")
-    with pytest.raises(
-        ValueError, match=r"bright has scaling_factor 0.5, but the model's own has 0.18215. Give a VAE of"
-    ):
-        load_experts(models / "rock", vae=tmp_path / "bright")
-    wide = write(ldm_vae(tiny_vae(block_out_channels=(8, 24))), tmp_path / "wide.safetensors")
-    with pytest.raises(ValueError, match=r"The VAE in .*wide.safetensors is not built like the model's own: "):
-        load_experts(models / "rock", vae=wide)
-    none = save_ldm(small_pipeline(0), tmp_path / "none.safetensors", without=["vae"])
-    with pytest.raises(
-        ValueError, match=r"none.safetensors holds no VAE: it is an SD 1.x checkpoint. Give a VAE's file"
-    ):
-        load_experts(models / "rock", vae=none)
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(ValueError, match=r"nothing has no VAE: neither a folder vae nor a config.json"):
-        load_experts(models / "rock", vae=tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"There is no .safetensors file gone to add to .*rock"):
-        load_experts(models / "rock", vae="gone")
+def test_a_file_for_t5_is_told(tmp_path: Path) -> None:
+    for keys, family in ((("t5",), ""), (("clip_l", "t5"), " for FLUX.1"), (("clip_g", "t5xxl"), " for SD 3.x")):
+        file = write({key: vectors(3) for key in keys}, tmp_path / "mossy.safetensors")
+        (report,) = inspect(file)
+        assert (report.what, report.notes["word"]) == (f"textual inversion{family}", "mossy")

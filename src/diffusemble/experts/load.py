@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from diffusemble.experts.additions.add import add_all, check_added, words_of
-from diffusemble.experts.additions.embeddings import Word, distinct
+from diffusemble.experts.additions.embeddings import Word, distinct, tell_of_tokens
 from diffusemble.experts.base import choose_base
 from diffusemble.experts.checksums import DENOISERS, WEIGHTS, folder_checksums, read_index
 from diffusemble.experts.expert import Expert, refuse_equal
@@ -104,6 +104,7 @@ def _open(request: Request, shelf: Shelf, words: Sequence[Word], shared: dict[st
         folder, source = locate(replace(source, added=()))
         files = _zoo_checksum(source) if source.kind == "zoo" else folder_checksums(folder, read_index(folder))
         pipeline = shelf.open(str(folder))
+    tell_of_tokens(type(pipeline), words_of(request.source))
     found = {name: part for name, part in pipeline.components.items() if part is not None}
     parts, on_top = add_all(found, request.source.added, words, shelf.dtype)
     _check_finite(request, parts)

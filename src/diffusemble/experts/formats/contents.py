@@ -31,6 +31,8 @@ TEXT_STARTS = {
 }
 T5_PARTS = {SHORT["flux"]: "text_encoder_2", SHORT["chroma"]: "text_encoder"}
 """Which text encoder T5 is, where it is not the third one."""
+VECTORS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "t5", "t5xxl": "t5"}
+"""Tensors of a textual inversion for several text encoders, and which one each is for; T5's place differs by family."""
 _OWN = {
     "diffusemble.aggregator": "aggregator of diffusemble",
     "diffusemble.control": "control of diffusemble",
@@ -121,10 +123,12 @@ def _parts(header: Header, family: str) -> tuple[str, ...]:
 
 def _embedding(header: Header) -> Contents | None:
     keys = set(header.forms)
-    if keys and keys <= {"clip_l", "clip_g"}:
-        return Contents(EMBEDDING, SHORT["sdxl"])
-    if "clip_l" in keys and keys & {"t5", "t5xxl"}:
-        return Contents("textual inversion with vectors for T5", "SD 3.x" if "clip_g" in keys else SHORT["flux"])
+    if keys & VECTORS.keys() and any(key.endswith("_out") for key in keys):
+        return Contents("textual inversion with vectors behind its text encoders")
+    if keys and keys <= VECTORS.keys():
+        t5 = "t5" in {VECTORS[key] for key in keys}
+        family = "SD 3.x" if t5 and "clip_g" in keys else SHORT["flux"] if t5 and "clip_l" in keys else None
+        return Contents(EMBEDDING, family if t5 else SHORT["sdxl"])
     if keys == {"emb_params"} or (len(keys) == 1 and _looks_like_vectors(header, *keys)):
         return Contents(EMBEDDING, {768: SHORT["sd1"], 1024: SHORT["sd2"]}.get(header.width(next(iter(keys)))))
     return None
