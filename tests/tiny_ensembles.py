@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ PROMPT = "a red fox"
 NEGATIVE = "blurry, of many fingers and too long for the context"
 ATOL = 2e-5
 SMALL = {"height": 16, "width": 16}
+Drawer = Callable[[Any], np.ndarray]
 
 
 def copies(expert: Expert, n: int = 2) -> EnsembleDenoiser:
@@ -74,6 +75,26 @@ def rebuilt(whole: Any, cls: type | None, parts: dict[str, Any]) -> Any:
     """Diffusers' own pipeline ``cls`` (that of ``whole`` by default) with the parts of ``whole`` that it knows."""
     known = inspect.signature(cls or type(whole)).parameters
     return (cls or type(whole))(**{name: one for name, one in {**whole.components, **parts}.items() if name in known})
+
+
+def check_copies(whole: Any, by: Drawer, cls: type | None = None, parts: Mapping[str, Any] | None = None) -> np.ndarray:
+    """What ``whole`` draws, after a check that one copy of it and two draw the same, bit for bit: halves add up.
+
+    All draw in ``cls`` with ``parts``, if these are given; ``by`` calls a pipeline.
+    """
+    parts = dict(parts or {})
+    expected = by(rebuilt(whole, cls, parts))
+    assert expected.std() > 0.03
+    for n in (1, 2):
+        np.testing.assert_array_equal(by(copies(as_expert(whole), n).pipeline(cls, **parts)), expected)
+    return expected
+
+
+def check_different(wholes: Sequence[Any], by: Drawer) -> None:
+    """An ensemble of these pipelines draws something else than each of them, and these differ, too."""
+    pictures = [by(different(wholes).pipeline()), *(by(whole) for whole in wholes)]
+    for place, one in enumerate(pictures):
+        assert all(unlike(one, other) for other in pictures[:place])
 
 
 def controlnet(unet: Any, seed: int = 21) -> ControlNetModel:

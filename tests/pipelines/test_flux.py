@@ -24,7 +24,7 @@ from diffusemble import EnsembleDenoiser, pack_text
 from law_families import flux_arguments
 from tiny import as_expert
 from tiny_dit import flux_controlnet, tiny_chroma_pipeline, tiny_flux, tiny_flux_pipeline, tiny_t5
-from tiny_ensembles import NEGATIVE, copies, rebuilt, wide_picture
+from tiny_ensembles import NEGATIVE, check_copies, check_different, copies, wide_picture
 from transformer_cases import IMAGE_WIDTH, load_flux_image_prompt
 from unet_inputs import randn
 
@@ -107,20 +107,11 @@ PIPELINES: dict[str, tuple[Callable[[], Any], type | None, Given, dict[str, Any]
 def test_copies_of_one_expert_draw_what_it_draws(name: str) -> None:
     build, cls, given, options = PIPELINES[name]
     whole = build()
-    parts = given(whole.transformer)
-    expected = draw(rebuilt(whole, cls, parts), **options)
-    assert expected.std() > 0.03
-    np.testing.assert_array_equal(draw(copies(as_expert(whole), 1).pipeline(cls, **parts), **options), expected)
-    # Halves add up without rounding.
-    np.testing.assert_array_equal(draw(copies(as_expert(whole), 2).pipeline(cls, **parts), **options), expected)
+    check_copies(whole, partial(draw, **options), cls, given(whole.transformer))
 
 
 def test_different_experts_draw_something_of_their_own() -> None:
-    wholes = [tiny_flux_pipeline(seed) for seed in (1, 2)]
-    experts = [as_expert(whole, f"expert {seed}") for seed, whole in enumerate(wholes)]
-    pictures = [draw(EnsembleDenoiser(experts).pipeline()), *(draw(whole) for whole in wholes)]
-    for place, one in enumerate(pictures):
-        assert all(np.abs(one - other).max() > 0.01 for other in pictures[:place])
+    check_different([tiny_flux_pipeline(seed) for seed in (1, 2)], draw)
 
 
 def test_every_expert_reads_the_prompt_with_its_own_encoders() -> None:

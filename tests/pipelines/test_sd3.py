@@ -19,7 +19,7 @@ from diffusemble import EnsembleDenoiser, pack_text
 from diffusemble.blocks.packing import PartwiseText, by_expert
 from tiny import LENGTH, WIDTH, as_expert
 from tiny_dit import T5_WIDTH, sd3_controlnet, tiny_flow_vae, tiny_sd3, tiny_sd3_pipeline
-from tiny_ensembles import NEGATIVE, copies, rebuilt, wide_picture
+from tiny_ensembles import NEGATIVE, check_copies, check_different, wide_picture
 
 
 def draw(pipeline: Any, **options: Any) -> np.ndarray:
@@ -92,20 +92,11 @@ PIPELINES: dict[str, tuple[Callable[[], Any], type | None, Given, dict[str, Any]
 def test_copies_of_one_expert_draw_what_it_draws(name: str) -> None:
     build, cls, given, options = PIPELINES[name]
     whole = build()
-    parts = given(whole.transformer)
-    expected = draw(rebuilt(whole, cls, parts), **options)
-    assert expected.std() > 0.03
-    np.testing.assert_array_equal(draw(copies(as_expert(whole), 1).pipeline(cls, **parts), **options), expected)
-    # Halves add up without rounding.
-    np.testing.assert_array_equal(draw(copies(as_expert(whole), 2).pipeline(cls, **parts), **options), expected)
+    check_copies(whole, partial(draw, **options), cls, given(whole.transformer))
 
 
 def test_different_experts_draw_something_of_their_own() -> None:
-    wholes = [tiny_sd3_pipeline(seed) for seed in (1, 2)]
-    experts = [as_expert(whole, f"expert {seed}") for seed, whole in enumerate(wholes)]
-    pictures = [draw(EnsembleDenoiser(experts).pipeline()), *(draw(whole) for whole in wholes)]
-    for place, one in enumerate(pictures):
-        assert all(np.abs(one - other).max() > 0.01 for other in pictures[:place])
+    check_different([tiny_sd3_pipeline(seed) for seed in (1, 2)], draw)
 
 
 @pytest.mark.parametrize("t5", [True, False], ids=["with T5", "without T5"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from diffusemble.adapters.guidance import guidance_interval
 from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import MapChoice
 from diffusemble.drawing import draw as draw_prompts
-from diffusemble.experts.expert import Expert
 from tiny import as_expert, randomised
+from tiny_ensembles import check_copies
 from tiny_z_image import TRANSFORMER, tiny_z_image_pipeline, z_image_controlnet
 from unet_inputs import randn
 
@@ -71,12 +72,7 @@ def parts_of(cls: type) -> dict[str, Any]:
 @pytest.mark.parametrize("cls", PIPELINES)
 def test_copies_of_one_expert_draw_what_it_draws(cls: type[Any]) -> None:
     whole, given = tiny_z_image_pipeline(), PIPELINES[cls]()
-    one = as_expert(whole)
-    twin = Expert("twin", one.denoiser, one.components, one.pipeline_class)
-    expected = draw(cls(**whole.components, **parts_of(cls)), **given)
-    assert expected.std() > 0.03
-    np.testing.assert_array_equal(draw(EnsembleDenoiser([one]).pipeline(cls, **parts_of(cls)), **given), expected)
-    np.testing.assert_array_equal(draw(EnsembleDenoiser([one, twin]).pipeline(cls, **parts_of(cls)), **given), expected)
+    expected = check_copies(whole, partial(draw, **given), cls, parts_of(cls))
     if "controlnet" in parts_of(cls):  # it does something
         without = draw(cls(**whole.components, **parts_of(cls)), **{**given, "controlnet_conditioning_scale": 0.0})
         assert np.abs(without - expected).max() > 1e-3
