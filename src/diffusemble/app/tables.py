@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 def description_table(found: Description) -> RenderableType:
     """Experts, points, and what a step costs."""
-    experts = _table("expert", "source", "denoiser", ">parameters", ">text encoders", ">one step")
+    unlike = len({expert.flops for expert in found.experts}) > 1
+    more = [">one step"] if unlike else []
+    experts = _table("expert", "source", "denoiser", ">parameters", ">text encoders", *more)
     for expert in found.experts:
         sizes = count(expert.parameters), count(expert.text_parameters) if expert.text_parameters else "-"
-        experts.add_row(Text(expert.name), Text(expert.source or "-"), expert.kind, *sizes, operations(expert.flops))
+        own = [operations(expert.flops)] if unlike else []
+        experts.add_row(Text(expert.name), Text(expert.source or "-"), expert.kind, *sizes, *own)
     points = _table(">", "point", ">channels", ">grid", "aggregated")
     for number, point in enumerate(found.points):
         grid = f"{point.grid[0]} x {point.grid[1]}"
@@ -28,8 +31,8 @@ def description_table(found: Description) -> RenderableType:
     costs.add_row("aggregator", Text(found.aggregator))
     costs.add_row("its parameters", count(found.aggregator_parameters))
     costs.add_row("latents", f"{channels} x {height} x {width}")
-    alike = len({expert.flops for expert in found.experts}) == 1
-    whom = "one expert" if alike else "the first expert"
+    whom = "the first expert" if unlike else "one expert"
+    costs.add_row(f"one step, {whom}", operations(found.expert_flops))
     costs.add_row("one step, ensemble", f"{operations(found.ensemble_flops)} = {found.ratio:.2f} x {whom}")
     note = Text("Operations of one forward pass; guidance doubles them.", style="dim")
     return Group(experts, points, costs, "", note)
