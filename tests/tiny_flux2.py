@@ -37,7 +37,7 @@ def tiny_flux2(seed: int = 0, **config: Any) -> Flux2Transformer2DModel:
     return randomised(Flux2Transformer2DModel(**{**TRANSFORMER, **config}), seed)
 
 
-def tiny_qwen3_tokenizer(length: int = 96) -> Qwen2Tokenizer:
+def tiny_qwen3_tokenizer(length: int = 48) -> Qwen2Tokenizer:
     """A Qwen tokenizer that spells bytes, with a conversation around the prompt."""
     letters = sorted(ByteLevel.alphabet())
     tokenizer = Qwen2Tokenizer(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import Flux2Pipeline
 from PIL import Image
+from transformers import CLIPProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from diffusemble import EnsembleDenoiser, pack_text
 from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import draw as draw_prompts
 from diffusemble.experts.expert import Expert
 from tiny import as_expert
-from tiny_flux2 import tiny_flux2_pipeline
+from tiny_flux2 import tiny_flux2, tiny_flux2_pipeline, tiny_qwen3_tokenizer
 from unet_inputs import randn
 
 
@@ -23,7 +27,7 @@ def draw(pipeline: Any, **options: Any) -> np.ndarray:
     settings = {
         "prompt": ["a red fox at night", "an owl"],
         "guidance_scale": 3.0,
-        "num_images_per_prompt": 2,
+        "num_images_per_prompt": 1,
         "height": 16,
         "width": 24,
         "num_inference_steps": 2,
@@ -69,7 +73,7 @@ def test_every_expert_reads_the_prompt_with_its_own_encoder() -> None:
 
 def test_generate_draws_with_guidance() -> None:
     experts = [as_expert(tiny_flux2_pipeline(seed), f"expert {seed}") for seed in (1, 2)]
-    settings = {"prompts": ("a red fox",), "steps": 2, "height": 16, "width": 24, "device": "cpu"}
+    settings = {"prompts": ("a red fox",), "steps": 1, "height": 16, "width": 24, "device": "cpu"}
 
     def picture(**change: Any) -> np.ndarray:
         (found,) = draw_prompts(EnsembleDenoiser(experts), GenerateConfig(**{**settings, **change}))
@@ -84,3 +88,18 @@ def test_pictures_beside_the_one_that_is_drawn_are_refused() -> None:
     pipeline = EnsembleDenoiser([as_expert(tiny_flux2_pipeline())]).pipeline()
     with pytest.raises(ValueError, match=r"pictures beside the one that is drawn .*FLUX.2.* are not supported"):
         draw(pipeline, prompt="a fox", num_images_per_prompt=1, image=Image.new("RGB", (64, 64)))
+
+
+def test_the_pipeline_of_dev_is_refused_by_name_but_not_its_experts() -> None:
+    """Dev reads with a processor, which holds a tokenizer."""
+    parts = {"tokenizer": CLIPProcessor(CLIPImageProcessorPil(), tiny_qwen3_tokenizer())}
+    wholes = [
+        as_expert(tiny_flux2_pipeline(seed, transformer=tiny_flux2(seed, guidance_embeds=True))) for seed in (0, 1)
+    ]
+    experts = [replace(one, name=str(i), components={**one.components, **parts}) for i, one in enumerate(wholes)]
+    ensemble = EnsembleDenoiser(experts)
+    with pytest.raises(ValueError, match=r"Flux2Pipeline .* with Mistral .* Draw with FLUX.2 klein"):
+        ensemble.pipeline(Flux2Pipeline)
+    others = {"tokenizer": tiny_qwen3_tokenizer(64)}
+    with pytest.raises(ValueError, match="tokenizer length is 64, but expert 1"):
+        EnsembleDenoiser([experts[0], replace(experts[1], components={**wholes[1].components, **others})])

@@ -124,7 +124,9 @@ class FluxBlocks(StreamBlocks):
 def _grid(ids: Tensor | None, length: int) -> Grid:
     """Height and width of the grid that positions (picture, row, column, ...) ``[l 3]`` describe, row by row."""
     if ids is None:
-        raise ValueError("FLUX needs img_ids, the place [l 3] of every image token (FLUX.2: [l 4]). Pass what the pipeline passes.")
+        raise ValueError(
+            "FLUX needs img_ids, the place [l 3] of every image token (FLUX.2: [l 4]). Pass what the pipeline passes."
+        )
     ids = _flat(ids)
     if len(ids) != length:
         raise ValueError(f"img_ids has {len(ids)} rows, but the latents have {length} tokens. Give one row per token.")
@@ -134,8 +136,8 @@ def _grid(ids: Tensor | None, length: int) -> Grid:
     if not whole or (places[:, :, 1] != places[:, :1, 1]).any() or (places[:, :, 2] != places[:1, :, 2]).any():
         raise ValueError(
             "img_ids is not the grid of one picture, row by row, so there is no map to weigh experts on. Give one row "
-            "(picture, row, column) for each place; pictures beside the one that is drawn (FLUX.2, FLUX Kontext) are not "
-            "supported."
+            "(picture, row, column) for each place; pictures beside the one that is drawn (FLUX.2, FLUX Kontext) are "
+            "not supported."
         )
     return length // width, width
 

@@ -175,6 +175,7 @@ def downsampling(vae: Any) -> int | None:
 
 def _tokens(tokenizer: Any) -> dict[str, Any]:
     """Length of a prompt, and a short description of the vocabulary that only equal ones share."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor, which also takes pictures (FLUX.2 dev)
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     mark = hashlib.sha256(repr(words).encode()).hexdigest()[:8]
     return {

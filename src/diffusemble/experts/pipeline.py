@@ -58,6 +58,12 @@ def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, c
             f"MagicFusion reads what guidance puts into one call, without the prompt and then with it, and "
             f"{cls.__name__} puts them the other way round. Choose another aggregator, such as sabw or mean."
         )
+    if cls.__name__ == "Flux2Pipeline":
+        raise ValueError(
+            "Flux2Pipeline (FLUX.2 dev) reads prompts with Mistral through a processor, which ensembles do not know "
+            "yet. Draw with FLUX.2 klein (Flux2KleinPipeline), or call the ensemble itself with the experts' texts, "
+            "packed by pack_text([...]), and guidance."
+        )
     parameters = inspect.signature(cls).parameters
     place = "unet" if "unet" in parameters else "transformer"
     for name in components:
