@@ -43,7 +43,7 @@ def to_latents(squares: Sequence[Float[Tensor, "3 h w"]], vae: Any) -> Float[Ten
         means.append((mean[:, :, 0] if films else mean).float().cpu())
     own, units = torch.cat(means), units_of(vae)
     if hasattr(vae, "bn"):
-        patches(*own.shape[2:], 2)
+        patches(own.shape[2], own.shape[3], 2)
         own, deviation = functional.pixel_unshuffle(own, 2), (vae.bn.running_var + vae.bn.eps).sqrt()
         return ((own - _each(vae.bn.running_mean, 0.0)) / _each(deviation, 1.0)).contiguous()
     shift = _each(units["latents_mean"], units["shift_factor"] or 0.0)
