@@ -145,6 +145,6 @@ def _of_controlnet(header: Header) -> str | None:
     if header.has("control_model.label_emb.", "add_embedding."):
         return SHORT["sdxl"]
     if header.has("transformer_blocks.", "controlnet_x_embedder."):
-        return "FLUX.1" if header.has("single_transformer_blocks.", "controlnet_x_embedder.") else "SD 3.x"
+        return SHORT["flux"] if header.has("single_transformer_blocks.", "controlnet_x_embedder.") else "SD 3.x"
     widths = {header.width(key) for key in header.forms if key.endswith("attn2.to_k.weight")}
     return {768: SHORT["sd1"], 1024: SHORT["sd2"]}.get(max(widths, default=0))

@@ -21,9 +21,8 @@ SHORT = {
     "qwen": "Qwen-Image",
     "z-image": "Z-Image",
 }
-DENOISER = dict.fromkeys((SHORT[one] for one in ("sd1", "sd2", "sdxl", "refiner")), "unet") | dict.fromkeys(
-    (SHORT[one] for one in ("sd3", "sd35", "flux", "flux2", "chroma", "qwen", "z-image")), "transformer"
-)
+_UNET_FAMILIES = ("sd1", "sd2", "sdxl", "refiner")
+DENOISER = {name: "unet" if short in _UNET_FAMILIES else "transformer" for short, name in SHORT.items()}
 """The families that can be loaded, with the name of the denoiser in their pipelines."""
 REPOSITORIES = {
     SHORT["sd1"]: "stable-diffusion-v1-5/stable-diffusion-v1-5",

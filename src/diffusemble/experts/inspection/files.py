@@ -27,7 +27,6 @@ from diffusemble.experts.inspection.adapters import adapter_notes
 from diffusemble.experts.inspection.report import Part, Report, part_of
 
 _MERGE = "diffusemble.merge"
-_FLOWS = (SHORT["sd3"], SHORT["sd35"], SHORT["flux"], SHORT["flux2"], SHORT["chroma"], SHORT["qwen"], SHORT["z-image"])
 _EMA = ("model_ema.",)
 
 
@@ -70,7 +69,7 @@ def prediction_of(family: str | None, marks: dict[str, Any]) -> str | None:
     if told is not None:
         ends = ", zero terminal SNR" if marks.get("rescale_betas_zero_snr") else ""
         return f"{'v' if told == 'v_prediction' else told}{ends}"
-    if family in _FLOWS:
+    if DENOISER.get(family or "") == "transformer":  # all that are read
         return "flow"
     usual = {SHORT["sd2"]: "v for 768 px models, epsilon for 512 px ones"}.get(family or "", "usually epsilon")
     return f"not told by the file; {usual}"
