@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+from diffusers import ZImageControlNetPipeline
 
 from diffusemble import EnsembleDenoiser
 from diffusemble.config.memory import MemoryConfig
@@ -14,7 +16,7 @@ from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Working, make_plan
 from diffusemble.memory.working import PER_TOKEN
 from tiny import as_expert
-from tiny_z_image import WIDTH, tiny_z_image_pipeline
+from tiny_z_image import WIDTH, tiny_z_image_pipeline, z_image_controlnet
 
 
 def an_ensemble() -> EnsembleDenoiser:
@@ -43,3 +45,10 @@ def test_blocks_that_pass_draw_the_same_bits() -> None:
     plan = make_plan(measure_weights(networks_of(ensemble)), Working(), MemoryConfig(resident=0, parts="layers"))
     with Placement(ensemble, plan, "cpu"):
         np.testing.assert_array_equal(drawn(ensemble), expected)
+
+
+def test_a_controlnet_that_shares_weights_with_an_expert_is_not_overlooked() -> None:
+    ensemble, net = an_ensemble(), z_image_controlnet()
+    pipeline = ensemble.pipeline(ZImageControlNetPipeline, controlnet=net)
+    with pytest.raises(ValueError, match=r"knows what ControlNets .* need, and this is a ZImageControlNetModel. Leave"):
+        choose_plan(ensemble, "1GB", Drawing(16, 16), pipelines=[pipeline])

@@ -51,7 +51,8 @@ def networks_of(ensemble: Drawers, pipelines: Iterable[Any] = ()) -> Networks:
     for pipeline in pipelines:
         for name, part in pipeline.components.items():
             for module in _single(part):
-                if id(next(module.parameters(), None)) not in denoisers:
+                # Z-Image's ControlNet has weights of the first expert among its own.
+                if name == "controlnet" or id(next(module.parameters(), None)) not in denoisers:
                     put({"vae": "vaes", "controlnet": "controls"}.get(name, "encoders"), module)
     return Networks(ensemble, *(tuple(found.values()) for found in kinds.values()))
 
