@@ -87,6 +87,13 @@ def test_chroma_is_told_which_of_its_tokens_are_text(first: str) -> None:
     assert torch.equal(mask, torch.tensor([1.0] * (read + 1) + [0.0] * (512 - read - 1) + [1.0] * 16))
 
 
+def test_a_flux_that_guides_itself_is_refused_beside_a_chroma() -> None:
+    with pytest.raises(
+        ValueError, match=r"FLUX is told guidance 3.5 .*'chroma' is a Chroma.*guidance_scale=1, true_cfg"
+    ):
+        told([expert("FLUX"), expert("Chroma")], guidance_scale=3.5, negative_prompt=None)
+
+
 def test_flux_reads_one_prompt_with_all_its_encoders() -> None:
     experts = [as_expert(tiny_flux_pipeline(seed), f"dev {seed}") for seed in (0, 1)]
     with pytest.raises(ValueError, match=r"pooled text is of another prompt.*Leave prompt_2 out"):
