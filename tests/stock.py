@@ -32,27 +32,18 @@ from tiny import (
     SMALL,
     as_expert,
     randomised,
-    tiny_pipeline,
+    small_pipeline,
+    small_unet,
     tiny_sdxl_pipeline,
     tiny_sdxl_unet,
-    tiny_unet,
     tiny_vae,
 )
 from unet_inputs import IMAGE_WIDTH, load_image_prompts, randn
 
 STEPS = 3
-NARROW = {**SMALL, "block_out_channels": (8, 16), "norm_num_groups": 4}
 SIZE = {"height": 16, "width": 16}
 
 Stock = tuple[Any, dict[str, Any]]
-
-
-def small_unet(seed: int = 0, **config: Any) -> Any:
-    return tiny_unet(seed, **{**NARROW, **config})
-
-
-def small_pipeline(seed: int = 0, **parts: Any) -> Any:
-    return tiny_pipeline(seed, **{"unet": small_unet(seed), **parts})
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -163,7 +154,7 @@ SD: dict[str, Callable[[], Stock]] = {
 
 def _sdxl_unet(seed: int) -> Any:
     added = {name: SDXL_UNET[name] for name in ("addition_embed_type", "cross_attention_dim")}
-    return tiny_sdxl_unet(seed, **NARROW, **added, transformer_layers_per_block=1, attention_head_dim=(2, 4))
+    return tiny_sdxl_unet(seed, **SMALL, **added, transformer_layers_per_block=1, attention_head_dim=(2, 4))
 
 
 def small_sdxl(seed: int = 0) -> Any:

@@ -43,10 +43,11 @@ SDXL_UNET = {
     "projection_class_embeddings_input_dim": 6 * 8 + WIDTH,
 }
 SMALL = {
-    "block_out_channels": (16, 32),
+    "block_out_channels": (8, 16),
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     "layers_per_block": 1,
+    "norm_num_groups": 4,
 }
 
 

@@ -182,7 +182,7 @@ def test_describe_prints_experts_points_and_costs(folders: tuple[str, ...], trai
         "rock",
         "fern",
         "UNet2DConditionModel",
-        "203.2 k",
+        "53.28 k",
         "down.0.downsample",
         "12 x 16",
         "2.00 x one expert",

@@ -23,12 +23,13 @@ from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline
 from tiny_flux2 import tiny_flux2_pipeline
 from tiny_qwen import tiny_qwen_pipeline
 from tiny_z_image import tiny_z_image_pipeline
+from training.small import UNET
 
 PIPELINES: Mapping[str, Callable[[int], Any]] = {
-    "sd1": small_pipeline,
+    "sd1": lambda seed: small_pipeline(seed, unet=small_unet(seed, **UNET)),
     "sd2": lambda seed: small_pipeline(
         seed,
-        unet=small_unet(seed, use_linear_projection=True),
+        unet=small_unet(seed, **UNET, use_linear_projection=True),
         scheduler=tiny_scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
     ),
     "sdxl": tiny_sdxl_pipeline,

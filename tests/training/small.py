@@ -16,15 +16,16 @@ from diffusemble.experts.expert import Expert
 from diffusemble.training.config import TrainConfig
 from diffusemble.training.log import read_log
 from diffusemble.training.train import Progress, train
-from tiny import small_pipeline
+from tiny import small_pipeline, small_unet
 
 SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+UNET = {"block_out_channels": (16, 32), "norm_num_groups": 8}  # wide enough to learn from
 
 
 def small_experts(count: int = 2) -> tuple[Expert, ...]:
     experts = []
     for seed in range(count):
-        pipeline = small_pipeline(seed)
+        pipeline = small_pipeline(seed, unet=small_unet(seed, **UNET))
         parts = {name: part for name, part in pipeline.components.items() if name != "unet"}
         experts.append(Expert(f"expert {seed}", pipeline.unet, parts, type(pipeline)))
     return tuple(experts)
