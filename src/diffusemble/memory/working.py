@@ -68,6 +68,8 @@ def _encoding(encoders: Iterable[nn.Module], batch: int) -> int:
         config = config.get_text_config() if hasattr(config, "get_text_config") else config  # Qwen2.5-VL also sees
         # Language models could read books, and pipelines give them no more than T5.
         width, tokens = getattr(config, "hidden_size", 0), getattr(config, "max_position_embeddings", LONG_PROMPT)
+        if hasattr(config, "patch_size"):
+            tokens = (config.image_size // config.patch_size) ** 2 + 1
         tokens = min(tokens, LONG_PROMPT)
         each = max(PER_TOKEN, 8 + getattr(config, "num_hidden_layers", 0)) * width
         sizes.append(each * batch * tokens * next(encoder.parameters()).element_size())
