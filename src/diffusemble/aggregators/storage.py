@@ -89,7 +89,7 @@ def load_published(folder: str | Path) -> Combiner:
     configs = [json.loads((part / "config.json").read_text()) for part in parts]
     first = configs[0]
     for part, config in zip(parts, configs, strict=True):
-        for key in first.keys() - {"in_channels"}:
+        for key in sorted(first.keys() - {"in_channels"}):
             if config[key] != first[key]:
                 raise ValueError(
                     f"{part}: {key} is {config[key]}, but aggregator_0 has {first[key]}. All aggregators of one "
@@ -114,7 +114,7 @@ def load_published(folder: str | Path) -> Combiner:
 
 def _fill(aggregator: Combiner, weights: dict[str, torch.Tensor], source: str | Path) -> None:
     expected = aggregator.state_dict()
-    for key in expected.keys() ^ weights.keys():
+    for key in sorted(expected.keys() ^ weights.keys()):
         problem = "is missing" if key in expected else "is unknown"
         raise ValueError(f"{source}: the tensor {key!r} {problem}. The file does not fit its own specification.")
     for key, tensor in weights.items():

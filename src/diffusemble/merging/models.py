@@ -96,7 +96,7 @@ def check_layouts(models: Sequence[Model]) -> None:
                 f"Merged models have one layout, but {' and '.join(kinds)}. Give only folders or only files: "
                 f"diffusers' from_single_file and save_pretrained make a folder of a file."
             )
-        for part in first.parts.keys() ^ model.parts.keys():
+        for part in sorted(first.parts.keys() ^ model.parts.keys()):
             has, lacks = (first, model) if part in first.parts else (model, first)
             raise ValueError(
                 f"Merged models have the same parts, but {has.name} has a {part} and {lacks.name} has none. Use models "

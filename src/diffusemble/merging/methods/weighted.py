@@ -85,7 +85,7 @@ def weighted_average(models: Sequence[Weights], shares: Sequence[float] | None =
 
 
 def _check(model: Weights, first: Weights, number: int) -> None:
-    for key in first.keys() ^ model.keys():
+    for key in sorted(first.keys() ^ model.keys()):
         which = f"model {number}" if key in first else "model 1"
         raise ValueError(f"Merged models have the same tensors, but {which} lacks {key!r}. Use one architecture.")
     for key, tensor in model.items():
