@@ -57,8 +57,8 @@ def other_vae(own: Any, added: Addition, dtype: torch.dtype) -> tuple[Any, str]:
     if kin < _KIN:
         _LOG.warning(
             f"{added.where}: this VAE and the model's own were trained apart (the cosine of their encoders' weights is "
-            f"{kin:.2f}), so its latents most likely mean something else, and pictures come out in wrong colours. Give "
-            f"a VAE of the model's family."
+            f"{abs(kin):.2f}), so its latents most likely mean something else, and colours come out wrong. Give a VAE "
+            f"of the model's family."
         )
     return vae, sha256(file)
 
