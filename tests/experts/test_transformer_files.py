@@ -265,3 +265,17 @@ def test_flux2_files_are_read_in_either_layout_and_beside_no_flux1(tmp_path: Pat
     both = [*load_experts(other, base=flux_base), experts[0]]
     with pytest.raises(ValueError, match=r"denoiser class is 'Flux2Transformer2DModel', but expert 1 .* 'FluxTransf"):
         EnsembleDenoiser(both)
+
+
+def test_a_lora_in_the_layout_of_flux2s_code_finds_its_places(tmp_path: Path) -> None:
+    tiny_flux2_pipeline(0).save_pretrained(tmp_path / "base")
+    before = tiny_flux2(0).state_dict()
+    up, down = torch.randn(3 * 24, 2), torch.randn(2, 24)
+    start = "diffusion_model.double_blocks.0.img_attn.qkv"
+    lora = write({f"{start}.lora_B.weight": up, f"{start}.lora_A.weight": down}, tmp_path / "style.safetensors")
+    (expert,) = load_experts(f"{tmp_path / 'base'}+{lora}")
+    after = expert.denoiser.state_dict()
+    names = [f"transformer_blocks.0.attn.to_{letter}.weight" for letter in "qkv"]
+    for name, delta in zip(names, (up @ down).chunk(3), strict=True):
+        assert torch.allclose(after[name], before[name] + delta, atol=1e-5)
+    assert all(torch.equal(after[name], before[name]) for name in before.keys() - set(names))

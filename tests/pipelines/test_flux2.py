@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import Flux2Pipeline
+from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from transformers import CLIPProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -103,3 +106,22 @@ def test_the_pipeline_of_dev_is_refused_by_name_but_not_its_experts() -> None:
     others = {"tokenizer": tiny_qwen3_tokenizer(64)}
     with pytest.raises(ValueError, match="tokenizer length is 64, but expert 1"):
         EnsembleDenoiser([experts[0], replace(experts[1], components={**wholes[1].components, **others})])
+
+
+def test_a_lora_reaches_every_expert_and_leaves_it_again(tmp_path: Path) -> None:
+    trained = tiny_flux2(5)
+    layers = ["to_q", "to_qkv_mlp_proj", "to_add_out"]
+    trained.add_adapter(LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
+    Flux2KleinPipeline.save_lora_weights(str(tmp_path), transformer_lora_layers=get_peft_model_state_dict(trained))
+    given = {"prompt": "a fox", "guidance_scale": 1.0, "num_inference_steps": 1}
+    whole = frozen(tiny_flux2_pipeline())
+    one = as_expert(whole)
+    twin = Expert("twin", tiny_flux2(), one.components, one.pipeline_class)
+    plain, pipeline = draw(whole, **given), EnsembleDenoiser([one, twin]).pipeline()
+    pipeline.load_lora_weights(str(tmp_path))
+    ours = draw(pipeline, **given)
+    pipeline.unload_lora_weights()
+    np.testing.assert_array_equal(draw(pipeline, **given), plain)
+    whole.load_lora_weights(str(tmp_path))
+    np.testing.assert_array_equal(ours, draw(frozen(whole), **given))
+    assert np.abs(ours - plain).max() > 1e-3
