@@ -47,6 +47,8 @@ def test_a_vae_that_was_trained_apart_is_told(models: Path, tmp_path: Path, capl
     (message,) = caplog.messages
     assert re.search(r"far.safetensors: this VAE and the model's own were trained apart .* is 0\.\d\d\)", message)
     assert kinship(own, own) == pytest.approx(1.0)
+    assert kinship(own, tiny_vae(5, block_out_channels=(8, 24))) < 0.2  # of the layers that both have
+    assert kinship(own, tiny_vae(5, block_out_channels=(12, 24))) == 1.0
 
 
 def test_a_vae_can_be_that_of_an_expert(models: Path, tmp_path: Path) -> None:

@@ -127,12 +127,8 @@ def choose_base(file: Path, candidates: Sequence[Source], named: bool) -> Source
     """
     header = read_header(file)
     contents = checkpoint_contents(header)
-    usual = None if named else usual_settings(header, contents.family)
-    if usual is not None:
-        _LOG.warning(
-            f"{file} may be distilled: such files are usually drawn with {usual}. Its scheduler comes from a base that "
-            f"is not. Nothing is set by a name: give what you want, and base= (--base) to say that you know."
-        )
+    if not named:
+        _tell_of_distilled(header, contents)
     families = [open_base(one).family for one in candidates]
     # SD 1.x and SD 2.x cannot always be told apart; a base of the very same name comes first.
     for fits in (
@@ -155,6 +151,15 @@ def choose_base(file: Path, candidates: Sequence[Source], named: bool) -> Source
             f"could not be fetched: check the connection, and for gated models `hf auth login`. "
             f"{remedy(header, contents)}"
         ) from error
+
+
+def _tell_of_distilled(header: Header, contents: Contents) -> None:
+    usual = usual_settings(header, contents.family)
+    if usual is not None:
+        _LOG.warning(
+            f"{header.file} may be distilled: such files are usually drawn with {usual}. Its scheduler comes from a "
+            f"base that is not. Nothing is set by a name: give what you want, and base= (--base) to say that you know."
+        )
 
 
 def checkpoint_contents(header: Header) -> Contents:

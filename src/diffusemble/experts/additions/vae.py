@@ -64,17 +64,20 @@ def other_vae(own: Any, added: Addition, dtype: torch.dtype) -> tuple[Any, str]:
 
 
 def kinship(one: Any, other: Any) -> float:
-    """Mean cosine of the matrices and kernels of two VAEs' encoders, which are built alike.
+    """Mean cosine of the matrices and kernels that two VAEs' encoders have alike; 1 where there are none.
 
     A VAE's file tells nothing of what its latents mean: those of SD 1.x and SDXL are built alike, too. But fine-tuning
     an encoder hardly turns its weights, rescaling its layers does not turn them at all, and those of encoders that were
     trained apart are orthogonal, as random numbers are.
     """
-    theirs = dict(other.encoder.named_parameters())
-    pairs = [(own, theirs[name]) for name, own in one.encoder.named_parameters() if own.ndim > 1]
+    theirs = {(name, weight.shape): weight for name, weight in other.encoder.named_parameters()}
+    mine = {(name, weight.shape): weight for name, weight in one.encoder.named_parameters() if weight.ndim > 1}
     with torch.no_grad():
-        turns = [cosine_similarity(a.flatten().float(), b.flatten().float(), dim=0) for a, b in pairs]
-    return float(torch.stack(turns).mean())
+        turns = [
+            cosine_similarity(mine[key].flatten().float(), theirs[key].flatten().float(), dim=0)
+            for key in mine.keys() & theirs.keys()
+        ]
+    return float(torch.stack(turns).mean()) if turns else 1.0
 
 
 def _folder(where: str) -> Path | None:
