@@ -31,7 +31,7 @@ def test_within_a_budget_blocks_copy_less_than_whole_denoisers(tmp_path: Path) -
     assert [row[0] for row in (everything, whole, partial)] == ["none", "1.5GB", "1.5GB"]
     assert (everything[4], whole[4]) == ("0 bytes", "3.43 GB")
     assert partial[4].endswith("GB")
-    assert float(partial[4].split()[0]) < 2.7
+    assert float(partial[4].split()[0]) < 2.8  # 0.74 GB lie idle under whole denoisers, but for less than a block
 
 
 def test_blocks_that_run_again_save_most_of_a_training_step(capsys: pytest.CaptureFixture[str]) -> None:
