@@ -110,10 +110,22 @@ def test_flux_and_chroma_from_folders_to_pictures_and_back(tmp_path: Path) -> No
     ensemble = OutputEnsembleDenoiser(experts, randomised(build_output_aggregator("sabw", experts, preset="tiny")))
     ensemble.save_pretrained(tmp_path / "saved")
     one, other = (
-        draw(made.eval().pipeline(), num_inference_steps=1, negative_prompt=None)
+        draw(made.eval().pipeline(), num_inference_steps=1, guidance_scale=1.0, true_cfg_scale=4.0)
         for made in (ensemble, open_ensemble(tmp_path / "saved"))
     )
     assert (one == other).all()
+
+
+def test_guidance_is_meant_for_the_flux_that_reads_it() -> None:
+    """Also in the pipeline of one that does not, where it is no reason to ask both of them twice."""
+    experts = [expert(name) for name in ("FLUX without guidance", "FLUX")]
+    for own in (experts, experts[::-1]):
+        pipeline = together(own).pipeline()
+        assert guidance_of(pipeline, 2.0, [""]) == {"guidance_scale": 2.0}
+        feed = feed_of(pipeline, Choices(guidance=2.5))
+        text = feed.encode(pipeline, ["a fox"])
+        assert feed.inputs(text, whole_pictures(1, 16, 16))["guidance"].tolist() == [2.5]
+    assert guidance_of(together(experts[:1]).pipeline(), 2.0, ["fog"])["true_cfg_scale"] == 2.0
 
 
 def test_what_needs_blocks_says_so(saved: Path) -> None:
