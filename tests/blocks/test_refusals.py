@@ -65,6 +65,10 @@ REFUSED = {
         lambda *_: {"cross_attention_kwargs": {"scale": 1.0, "ip_adapter_masks": [torch.ones(1, 1, 8, 8)]}},
         r"cross_attention_kwargs\['ip_adapter_masks'\] was given, .* no attention that reads it",
     ),
+    "several": (  # the first in order, whatever order a set has
+        lambda *_: {"cross_attention_kwargs": dict.fromkeys("fedcba", 1)},
+        r"cross_attention_kwargs\['a'\] was given",
+    ),
     "images": (
         lambda *_: {"added_cond_kwargs": {"image_embeds": [randn(2, 1, 12)]}},
         r"added_cond_kwargs\['image_embeds'\] was given, .* no layer that reads it, so it would change nothing",

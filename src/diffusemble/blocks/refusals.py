@@ -79,7 +79,7 @@ def _without_weights(unet: UNet2DConditionModel, given: Inputs) -> list[tuple[st
         missing.append(("timestep_cond", "has no projection for it (time_cond_proj_dim)"))
     if _of(given, "cross_attention_kwargs").get("gligen") is not None and not hasattr(unet, "position_net"):
         missing.append(("cross_attention_kwargs['gligen']", "has no GLIGEN layers (attention_type)"))
-    for key in _of(given, "cross_attention_kwargs").keys() - {"scale", "gligen"}:
+    for key in sorted(_of(given, "cross_attention_kwargs").keys() - {"scale", "gligen"}):
         processors = {type(processor) for processor in unet.attn_processors.values()}
         if not any(key in inspect.signature(processor.__call__).parameters for processor in processors):
             missing.append((f"cross_attention_kwargs[{key!r}]", "has no attention that reads it"))
