@@ -71,7 +71,8 @@ def test_every_expert_reads_the_prompt_with_its_own_encoder() -> None:
         by_hand = ensemble(**call, encoder_hidden_states=pack_text(own), txt_ids=own_ids[0]).sample
     assert torch.equal(piped, by_hand)
     assert not torch.equal(own[0], own[1])
-    assert ids.shape[1] == 2 * own_ids[0].shape[1]
+    with pytest.raises(ValueError, match=r"encoder_hidden_states has shape \(1, 48, 24\), but for 2 experts .* be 48"):
+        draw(pipeline, prompt=None, prompt_embeds=own[0], guidance_scale=1.0)  # 48 tokens are no 24 of each
 
 
 def test_generate_draws_with_guidance() -> None:

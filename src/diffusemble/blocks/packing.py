@@ -97,33 +97,25 @@ class PartwiseText:
 
 @dataclass(frozen=True)
 class WideText:
-    """How a pipeline packs text whose tokens it counts to build a mask (Chroma): the experts side by side in width.
+    """How a pipeline packs text whose tokens it counts or numbers (Chroma, FLUX.2): the experts side by side in width.
 
     Attributes:
         width: of one expert's text.
+        layers: how many outputs of a text encoder make up that width; the experts are side by side in each of them.
     """
 
     width: int
+    layers: int = 1
 
     def sorted(self, inputs: Mapping[str, Any], n: int) -> dict[str, Any]:
         """``inputs`` of a denoiser with the text ``[b s n·d]`` packed expert by expert; its mask belongs to all."""
         text = inputs["encoder_hidden_states"]
         check_width("encoder_hidden_states", text, n * self.width, n)
-        return {**inputs, "encoder_hidden_states": pack_text(text.chunk(n, dim=2))}
+        own = text.unflatten(2, (self.layers, n, -1)).unbind(3)
+        return {**inputs, "encoder_hidden_states": pack_text([part.flatten(2) for part in own])}
 
 
-class CountedText:
-    """How a pipeline packs text whose tokens it numbers (FLUX.2): expert by expert, but counting on from one to the
-    next.
-    """
-
-    def sorted(self, inputs: Mapping[str, Any], n: int) -> dict[str, Any]:
-        """``inputs`` of a denoiser with the numbers of one expert's tokens, which are everybody's."""
-        ids = inputs["txt_ids"]
-        return {**inputs, "txt_ids": ids[..., : ids.shape[-2] // n, :]}
-
-
-TextLayout = PartwiseText | WideText | CountedText
+TextLayout = PartwiseText | WideText
 """How a pipeline packs the text of all experts."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from diffusemble.blocks.packing import CountedText, PartwiseText, TextLayout, WideText
+from diffusemble.blocks.packing import PartwiseText, TextLayout, WideText
 from diffusemble.experts.controlnet import reading_first
 from diffusemble.experts.every_expert import reaching_every_expert
 from diffusemble.experts.expert import Expert
@@ -18,13 +18,12 @@ _ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text
 
 _SPARED = ("text_encoder_3", "tokenizer_3")  # SD3 without T5, which its constructor asks for all the same
 
-_WIDE = (
-    "ChromaTransformer2DModel",
-    "QwenImageTransformer2DModel",
-    "ZImageTransformer2DModel",
-)  # whose pipelines count the tokens of the prompt, to build a mask or to cut it
-
-_COUNTED = ("Flux2Transformer2DModel",)  # whose pipelines number the tokens, and read several layers of the encoder
+_WIDE = {
+    "ChromaTransformer2DModel": WideTextEncoder,
+    "Flux2Transformer2DModel": LayeredTextEncoder,
+    "QwenImageTransformer2DModel": WideTextEncoder,
+    "ZImageTransformer2DModel": WideTextEncoder,
+}  # whose pipelines count the tokens of the prompt, to build a mask, to cut it or to number them
 
 _ONE_READER = ("StableDiffusionGLIGENPipeline", "StableDiffusionGLIGENTextImagePipeline")
 
@@ -73,7 +72,7 @@ def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, c
                 f"{place}, are: {', '.join(key for key in parameters if key != place)}."
             )
     parts = {**first.components, **_text_encoders(experts), **components}
-    layout = _layout(first, parts, "text_encoder_3" in parameters)
+    layout = _layout(first, parts, cls)
     parts[place] = denoiser.reading(layout) if layout else denoiser
     if parts.get("controlnet") is not None and len(experts) > 1:
         parts["controlnet"] = reading_first(parts["controlnet"], len(experts), layout)
@@ -98,9 +97,7 @@ def _text_encoders(experts: Sequence[Expert]) -> dict[str, nn.Module]:
                 f"all of them with it, or all without."
             )
         if encoders and _kind(experts[0]) in _WIDE:
-            packed[part] = WideTextEncoder(encoders)
-        elif encoders and _kind(experts[0]) in _COUNTED:
-            packed[part] = LayeredTextEncoder(encoders)
+            packed[part] = _WIDE[_kind(experts[0])](encoders)
         elif encoders:
             tokenizer = experts[0].components[tokens]
             fixed = hasattr(encoders[0].config, "max_position_embeddings")  # CLIP; T5 takes any length
@@ -113,15 +110,14 @@ def _kind(expert: Expert) -> str:
     return type(expert.denoiser).__name__
 
 
-def _layout(first: Expert, parts: Mapping[str, Any], partwise: bool) -> TextLayout | None:
+def _layout(first: Expert, parts: Mapping[str, Any], cls: type[Any]) -> TextLayout | None:
     """How the pipeline packs: SD3's takes the tokens of all experts' CLIP encoders, then those of their T5 encoders."""
     if _kind(first) in _WIDE:
         denoiser: Any = first.denoiser
         width = denoiser.config.get("joint_attention_dim")  # Z-Image's schedule reads the experts side by side itself
-        return None if width is None else WideText(width)
-    if _kind(first) in _COUNTED:
-        return CountedText()
-    if not partwise:
+        read = inspect.signature(cls.__call__).parameters.get("text_encoder_out_layers")
+        return None if width is None else WideText(width, 1 if read is None else len(read.default))
+    if "text_encoder_3" not in inspect.signature(cls).parameters:
         return None
     pooled = tuple(first.components[name].config.projection_dim for name in ("text_encoder", "text_encoder_2"))
     return PartwiseText(parts["tokenizer"].model_max_length, pooled, parts.get("text_encoder_3") is not None)

@@ -125,17 +125,11 @@ class WideTextEncoder(PackedTextEncoder):
         outputs = self._read(input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states)
         if not output_hidden_states:
             return BaseModelOutput(last_hidden_state=torch.cat([out.last_hidden_state for out in outputs], dim=2))
-        layers = zip(*(out.hidden_states for out in outputs), strict=True)
-        return BaseModelOutput(hidden_states=tuple(torch.cat(layer, dim=2) for layer in layers))
+        return _layers(outputs)
 
 
-class LayeredTextEncoder(PackedTextEncoder):
-    """The same for language models, of which pipelines read several layers at once (FLUX.2): each of them packed along
-    the tokens.
-    """
-
-    def __init__(self, encoders: Sequence[nn.Module]) -> None:
-        super().__init__(encoders, None, -1)
+class LayeredTextEncoder(WideTextEncoder):
+    """The same for language models, of which pipelines read several layers and nothing else (FLUX.2)."""
 
     def forward(
         self,
@@ -147,5 +141,10 @@ class LayeredTextEncoder(PackedTextEncoder):
         """Encode ``input_ids [b s]`` with every encoder."""
         asked = {"output_hidden_states": True, "use_cache": use_cache, "logits_to_keep": 1}  # which nobody reads
         outputs = self._read(input_ids, attention_mask=attention_mask, **asked)
-        layers = zip(*(out.hidden_states for out in outputs), strict=True)
-        return BaseModelOutput(hidden_states=tuple(pack_text(layer) for layer in layers))
+        return _layers(outputs)
+
+
+def _layers(outputs: Sequence[Any]) -> BaseModelOutput:
+    """Every layer's output of all encoders, side by side."""
+    layers = zip(*(out.hidden_states for out in outputs), strict=True)
+    return BaseModelOutput(hidden_states=tuple(torch.cat(layer, dim=2) for layer in layers))

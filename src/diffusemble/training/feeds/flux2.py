@@ -10,7 +10,7 @@ import torch
 from diffusers import Flux2KleinPipeline
 from torch import Tensor
 
-from diffusemble.training.feeds.base import Choices
+from diffusemble.training.feeds.base import Choices, denoiser_of
 from diffusemble.training.feeds.flux import TIME_UNIT, FluxFeed
 
 
@@ -37,7 +37,8 @@ class Flux2Feed(FluxFeed):
         text, _ = pipeline.encode_prompt(
             prompt=list(prompts), device=pipeline.vae.device, max_sequence_length=self._tokens
         )
-        return {"encoder_hidden_states": text.cpu().contiguous()}
+        sort = getattr(denoiser_of(pipeline), "by_expert", dict)  # pipelines pack the experts side by side
+        return {name: tensor.cpu().contiguous() for name, tensor in sort({"encoder_hidden_states": text}).items()}
 
     def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """The denoiser's output, back on the grid."""
