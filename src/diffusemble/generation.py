@@ -18,7 +18,7 @@ from diffusemble.comparison import TOGETHER, sheet_of, title_of, ways_of
 from diffusemble.config.adapters import AdapterConfig
 from diffusemble.config.ensemble import AggregatorConfig, EnsembleConfig, RefinerConfig
 from diffusemble.config.generate import GenerateConfig, MadeWith
-from diffusemble.drawing import Picture, Stages, choose_maps, draw_by, install, placement
+from diffusemble.drawing import Picture, Stages, choose_maps, draw_by, install, longest_prompt, placement
 from diffusemble.ensembles.assembly import assemble, open_ensemble
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.load import load_experts
@@ -125,7 +125,7 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
     stages = _stages(ways_of(ensemble) if config.compare else {TOGETHER: ensemble}, refiner, config)
     with within_memory(config, tuple(stages.values()), refiner) as keeper:
         now = made_with(ensemble, refiner)
-        _warn(config, ensemble, now)
+        _warn(config, stages[TOGETHER], now)
         drawn = {}
         for number, (title, own) in enumerate(stages.items()):
             part = _part(tell, title_of(ensemble) if title == TOGETHER else title, number, len(stages))
@@ -133,7 +133,7 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
         memory = None if keeper is None else keeper.report()
 
     names = tuple(expert.name for expert in ensemble.experts)
-    sheet = sheet_of(drawn, title_of(ensemble), config) if config.compare else None
+    sheet = sheet_of(drawn, ensemble, config) if config.compare else None
     return Pictures(drawn[TOGETHER], config.model_copy(update={"made_with": now}), names, sheet, memory)
 
 
@@ -181,7 +181,8 @@ def _options(choice: AggregatorConfig, config: EnsembleConfig) -> dict[str, Any]
     return {**guidance, **choice.options}
 
 
-def _warn(config: GenerateConfig, ensemble: Ensemble, now: MadeWith) -> None:
+def _warn(config: GenerateConfig, stages: Stages, now: MadeWith) -> None:
+    ensemble, pipeline = stages.ensemble, stages.first
     if _saved(config) is None and any(True for _ in ensemble.aggregator.parameters()):
         log.warning(
             "The weights of aggregator %r are fresh: it was not trained for these experts. Train it (diffusemble "
@@ -190,14 +191,18 @@ def _warn(config: GenerateConfig, ensemble: Ensemble, now: MadeWith) -> None:
         )
     for difference in differences(config.made_with, now) if config.made_with else ():
         log.warning("The picture may differ from the saved one: %s.", difference)
+    if pipeline.config.get("is_distilled") and config.guidance > 1 and "guidance" in config.model_fields_set:
+        log.warning("Guidance %g changes nothing: these experts are distilled, and draw without.", config.guidance)
     parts = ensemble.experts[0].components
     # What CLIP does not see of a prompt, T5 may (FLUX, SD3).
     tokenizers = [part for name, part in parts.items() if name.startswith("tokenizer") and part is not None]
     tokenizer = max(tokenizers, key=lambda one: one.model_max_length)
+    longest = min([tokenizer.model_max_length, *longest_prompt(pipeline).values()])
     for prompt in (*config.prompts, config.negative):
         ids = tokenizer(prompt).input_ids
-        if len(ids) > tokenizer.model_max_length:
-            rest = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+        if len(ids) > longest:
+            end = int(ids[-1] == tokenizer.eos_token_id)  # which language models' tokenizers leave out
+            rest = tokenizer.decode(ids[longest - end : len(ids) - end])
             log.warning("The prompt %r is too long; the experts do not see its end: %r.", prompt, rest)
 
 

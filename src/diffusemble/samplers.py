@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import diffusers
-
-from diffusemble.registry import SCHEDULERS, lookup
+from diffusemble.registry import SCHEDULERS, Entry, lookup
 
 SCHEDULER_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "ddim": {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False},
@@ -15,13 +13,13 @@ SCHEDULER_SETTINGS: Mapping[str, Mapping[str, Any]] = {
 }
 """What AFA and Stable Diffusion set; everything else is the experts' own schedule."""
 
-FLOW_SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "ddim": ("FlowMatchEulerDiscreteScheduler", {}),
-    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
-    "lcm": ("FlowMatchLCMScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+FLOW_SAMPLERS: Mapping[str, Entry] = {
+    "ddim": Entry("diffusers:FlowMatchEulerDiscreteScheduler", "flow-matching Euler"),
+    "euler": Entry("diffusers:FlowMatchEulerDiscreteScheduler", "flow-matching Euler"),
+    "lcm": Entry("diffusers:FlowMatchLCMScheduler", "flow-matching LCM"),
+    "dpm++": SCHEDULERS["dpm++"],
 }
-"""Classes and settings of the samplers for experts of a flow (FLUX, SD3), where DDIM's step is Euler's."""
+"""The samplers for experts of a flow (FLUX, SD3), where DDIM's step is Euler's."""
 
 
 def build_scheduler(name: str, trained_with: Mapping[str, Any]) -> Any:
@@ -35,9 +33,18 @@ def build_scheduler(name: str, trained_with: Mapping[str, Any]) -> Any:
         ValueError: unknown name, or a sampler that does not follow flows.
     """
     cls = lookup(SCHEDULERS, name, "scheduler")
-    if "invert_sigmas" in trained_with or trained_with.get("use_flow_sigmas"):
+    if _flows(trained_with):
         return _flow_sampler(name, trained_with)
     return cls.from_config(trained_with, **SCHEDULER_SETTINGS.get(name, {}))
+
+
+def title_for(name: str, trained_with: Mapping[str, Any]) -> str:
+    """What the sampler is called that ``build_scheduler`` builds."""
+    return (FLOW_SAMPLERS if _flows(trained_with) else SCHEDULERS)[name].title
+
+
+def _flows(trained_with: Mapping[str, Any]) -> bool:
+    return "invert_sigmas" in trained_with or bool(trained_with.get("use_flow_sigmas"))
 
 
 def _flow_sampler(name: str, trained_with: Mapping[str, Any]) -> Any:
@@ -46,8 +53,8 @@ def _flow_sampler(name: str, trained_with: Mapping[str, Any]) -> Any:
             f"The sampler {name!r} is for experts that predict noise, but these follow a flow (FLUX, SD3). Choose one "
             f"of: {', '.join(FLOW_SAMPLERS)}."
         )
-    title, settings = FLOW_SAMPLERS[name]
-    given = dict(trained_with)
-    if "use_flow_sigmas" in settings:
-        settings = {**settings, "flow_shift": given.pop("shift", given.get("flow_shift", 1.0))}
-    return getattr(diffusers, title).from_config(given, **settings)
+    given, settings = dict(trained_with), {}
+    if name == "dpm++":
+        shift = given.pop("shift", given.get("flow_shift", 1.0))
+        settings = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    return lookup(FLOW_SAMPLERS, name, "scheduler").from_config(given, **settings)

@@ -40,6 +40,10 @@ UNREADABLE: dict[str, tuple[dict[str, Any], str]] = {
         {"guidance_rescale": 0.5, "guidance": 0.0},
         "guidance_rescale changes guidance, and there is none with guidance: 0",
     ),
+    "no guidance away from anything": (
+        {"negative": "fog", "guidance": 1.0},
+        "negative changes guidance, and there is none with guidance: 1",
+    ),
     "mode": ({"controlnets": {"model": "m", "image": "i", "mode": -1}}, r"controlnets\.0\.mode.* got -1"),
     "factor of nothing": ({"freeu": {"s1": 0, "s2": 0.2, "b1": 1.2, "b2": 1.2}}, r"freeu\.s1.* greater than 0"),
     "pickle": ({"image_prompts": {"weights": "ip.bin", "image": "i"}}, "pickles can run programs; got 'ip.bin'"),

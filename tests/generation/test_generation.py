@@ -108,6 +108,15 @@ def test_a_mean_is_called_a_mean(folders: tuple[str, ...]) -> None:
     assert titled("block", "magicfusion") == (TOGETHER, [MEAN, TOGETHER])
 
 
+@pytest.mark.parametrize("name", [TOGETHER, MEAN, "weighted mean"])
+def test_an_expert_called_like_another_column_is_told_apart(folders: tuple[str, ...], name: str) -> None:
+    experts = load_experts(folders, names=("rock", name))
+    ways = ways_of(assemble(experts, "block", "mean", {"weights": (1, 3)}))
+    assert [*ways] == ["rock", f"{name} (expert 2)", MEAN, TOGETHER]
+    assert ways[f"{name} (expert 2)"].experts == experts[1:]
+    assert len(ways[TOGETHER].experts) == 2
+
+
 def test_the_configuration_says_what_it_was_drawn_with(run: Pictures, folders: tuple[str, ...]) -> None:
     made = run.config.made_with
     assert made is not None

@@ -16,7 +16,10 @@ from diffusemble.config.generate import GenerateConfig
 from diffusemble.description import describe
 from diffusemble.drawing import choose_maps, draw
 from diffusemble.generation import generate
-from diffusemble.samplers import build_scheduler
+from diffusemble.pictures.sheet import MARGIN, Column, contact_sheet
+from diffusemble.pictures.sheet import SMALL as SMALL_TEXT
+from diffusemble.pictures.text import PAPER, line_height
+from diffusemble.samplers import build_scheduler, title_for
 from laws import disturb
 from tiny import as_expert
 from tiny_dit import tiny_flow_scheduler, tiny_flux, tiny_flux_pipeline, tiny_sd3_pipeline
@@ -70,6 +73,11 @@ def test_pictures_show_every_expert_beside_the_ensemble(build: Callable[..., Any
     found = generate(config)
     assert found.experts == ("expert1", "expert2")
     assert found.sheet is not None
+    columns = [Column("", PAPER, [picture.image for picture in found.pictures])] * 3
+    expected = contact_sheet([""], columns, "2 steps of flow-matching Euler, guidance 3, seed 3")
+    assert expected.size == found.sheet.size
+    footer = (0, expected.height - MARGIN - line_height(SMALL_TEXT), *expected.size)
+    assert found.sheet.crop(footer).tobytes() == expected.crop(footer).tobytes()
 
 
 def test_the_cost_of_a_step_is_counted(build: Callable[..., Any]) -> None:
@@ -85,6 +93,7 @@ def test_flow_experts_are_drawn_along_their_flow() -> None:
         scheduler = build_scheduler(name, trained_with)
         assert type(scheduler) is FlowMatchEulerDiscreteScheduler
         assert scheduler.config.shift == 2.5
+        assert title_for(name, trained_with) == "flow-matching Euler"
     solver = build_scheduler("dpm++", trained_with)
     assert type(solver) is DPMSolverMultistepScheduler
     assert (solver.config.use_flow_sigmas, solver.config.flow_shift) == (True, 2.5)

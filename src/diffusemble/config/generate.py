@@ -122,6 +122,7 @@ class GenerateConfig(AdapterConfig, EnsembleConfig):
         for key, given in (
             ("guidance_interval", self.guidance_interval is not None),
             ("guidance_rescale", self.guidance_rescale > 0),
+            ("negative", self.negative != ""),
         ):
             if given and self.guidance <= 1:
                 raise ValueError(f"{key} changes guidance, and there is none with guidance: {self.guidance:g}")
