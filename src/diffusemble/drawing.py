@@ -173,7 +173,7 @@ def _run(stages: Stages, jobs: Sequence[tuple[str, int]], config: GenerateConfig
         # PixArt's and T2I-adapters' pipelines know diffusers' first callback only. PixArt has sizes of its own.
         **_known(pipeline, {"callback_on_step_end": step_done, "use_resolution_binning": False, "callback": told}),
         **guidance_of(pipeline, config.guidance, [config.negative] * len(jobs)),
-        **_length(pipeline),
+        **longest_prompt(pipeline),
         **adapter_call(pipeline, config, len(jobs)),
     }
     with acting(pipeline, config):
@@ -205,8 +205,8 @@ def guidance_of(pipeline: Any, scale: float, negative: Sequence[str]) -> dict[st
     if not _known(pipeline, {"true_cfg_scale": None}):
         told = scale - 1 if _is_z_image(pipeline) else scale
         return {"guidance_scale": told, **({"negative_prompt": list(negative)} if any(negative) else {})}
-    first, *others = getattr(pipeline.transformer, "denoisers", None) or [pipeline.transformer]
-    built_in = first.config.get("guidance_embeds", False)
+    built_in = pipeline.transformer.config.get("guidance_embeds", False)
+    others = getattr(pipeline.transformer, "denoisers", ())
     if not built_in or any("guidance_embeds" not in other.config for other in others):
         twice = {"true_cfg_scale": scale, "negative_prompt": list(negative) if scale > 1 else None}
         return {**twice, "guidance_scale": 1.0} if built_in else twice
@@ -222,8 +222,8 @@ def _is_z_image(pipeline: Any) -> bool:
     return bool(_known(pipeline, {"cfg_truncation": None}))
 
 
-def _length(pipeline: Any) -> dict[str, int]:
-    """T5's part of the prompt: as long as the pipeline says, but no longer than the tokenizer."""
+def longest_prompt(pipeline: Any) -> dict[str, int]:
+    """How long prompts may be in this pipeline, if it asks: as long as it says itself, and as the tokenizer takes."""
     limit = inspect.signature(type(pipeline).__call__).parameters.get("max_sequence_length")
     places = ("tokenizer_3", "tokenizer_2", "tokenizer")
     tokenizer = next((one for place in places if (one := getattr(pipeline, place, None)) is not None), None)

@@ -68,6 +68,7 @@ FAMILIES: Mapping[str, Entry] = {
     "SD3Transformer2DModel": Entry("diffusemble.families.sd3:SD3Family", "SD 3, SD 3.5"),
     "FluxTransformer2DModel": Entry("diffusemble.families.flux:FluxFamily", "FLUX.1"),
     "ChromaTransformer2DModel": Entry("diffusemble.families.chroma:ChromaFamily", "Chroma1"),
+    "ZImageTransformer2DModel": Entry("diffusemble.families.z_image:ZImageFamily", "Z-Image"),
 }
 
 SCHEDULERS: Mapping[str, Entry] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,16 +59,17 @@ def test_an_expert_in_other_terms_draws_the_same_with_every_sampler(sampler: str
     np.testing.assert_allclose(found, expected, atol=ATOL)
 
 
-def test_a_flow_that_became_a_diffusion_draws_the_same() -> None:
-    """Chroma with its masked text, on another path, told other times, asked for another kind of prediction."""
-    original = expert("Chroma")
+@pytest.mark.parametrize("name", ["Chroma", "Z-Image"])
+def test_a_flow_that_became_a_diffusion_draws_the_same(name: str) -> None:
+    """With its masked text, on another path, told other times, asked for another kind of prediction."""
+    original = expert(name)
     alone = draw(together([original]).pipeline())
     twin = diffused(original)
     for weights in ((0, 1), (1, 1)):
         np.testing.assert_allclose(draw(together([original, twin], weights=weights).pipeline()), alone, atol=ATOL)
 
 
-@pytest.mark.parametrize("name", ["SD 1", "SDXL", "PixArt", "AuraFlow", "SD 3", "FLUX", "Chroma"])
+@pytest.mark.parametrize("name", ["SD 1", "SDXL", "PixArt", "AuraFlow", "SD 3", "FLUX", "Chroma", "Z-Image"])
 def test_copies_of_one_expert_draw_what_it_draws(name: str) -> None:
     one = expert(name)
     copies = [Expert(f"copy {i}", one.denoiser, one.components, one.pipeline_class) for i in range(3)]
@@ -97,7 +99,7 @@ def test_the_order_of_the_others_does_not_matter(others: tuple[str, str]) -> Non
         ("SDXL", "SD 2", 4.0),
         ("PixArt", "SD 1", 4.0),
         ("SD 3", "SD 3 without T5", 4.0),
-        ("FLUX without guidance", "FLUX", 3.5),  # what a guided model is told in an unguided one's pipeline
+        ("FLUX without guidance", "FLUX", 2.5),  # who has a guidance embedding is told, in whosever pipeline
     ],
 )
 def test_with_one_sampler_it_does_not_matter_whose_pipeline_it_is(one: str, other: str, guidance: float) -> None:
@@ -120,6 +122,24 @@ def test_chroma_and_flux_draw_the_same_in_either_pipeline(other: str) -> None:
     first = drawn(other, "Chroma")
     assert np.array_equal(first, drawn("Chroma", other))
     assert np.abs(first - drawn("Chroma")).max() > 1e-3
+
+
+@pytest.mark.parametrize("others", [("FLUX",), ("FLUX without guidance", "Chroma")])
+def test_z_image_and_its_relatives_draw_the_same_in_either_pipeline(others: tuple[str, ...]) -> None:
+    """With one sampler: Z-Image asks for both halves of guidance at once, and adds them up in another way."""
+    names, steps = ("Z-Image", *others), expert("FLUX").components["scheduler"]
+    experts = [
+        replace(one, components={**one.components, "scheduler": steps}) for one in (expert(name) for name in names)
+    ]
+
+    def drawn(*experts: Expert) -> np.ndarray:
+        pipeline = together(experts).pipeline()
+        return draw(pipeline, **guidance_of(pipeline, 4.0, ["of many fingers"]))
+
+    first = drawn(*experts)
+    for place in range(1, len(experts)):
+        np.testing.assert_allclose(drawn(*experts[place:], *experts[:place]), first, atol=ATOL)
+    assert np.abs(first - drawn(experts[0])).max() > 1e-3
 
 
 @pytest.mark.parametrize("names", [("AuraFlow", "SD 1", "SD 2"), ("SDXL", "AuraFlow")])

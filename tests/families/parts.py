@@ -17,6 +17,7 @@ from diffusers import (
     PixArtTransformer2DModel,
     StableDiffusionPipeline,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -44,6 +45,7 @@ from tiny_dit import (
     tiny_t5,
     tiny_t5_tokenizer,
 )
+from tiny_z_image import tiny_z_image_pipeline
 
 ATOL = 2e-5
 
@@ -158,6 +160,7 @@ FAMILIES: dict[str, Callable[[], Expert]] = {
     "FLUX": lambda: as_expert(tiny_flux_pipeline(), "dev"),
     "FLUX without guidance": schnell,
     "Chroma": lambda: as_expert(tiny_chroma_pipeline(7), "chroma"),
+    "Z-Image": lambda: as_expert(tiny_z_image_pipeline(7), "z-image"),
 }
 
 
@@ -198,29 +201,50 @@ class _Retrained(UNet2DConditionModel):
         return (said[self.terms].to(sample.dtype),)
 
 
-class _Diffused(ChromaTransformer2DModel):
-    """A Chroma that has learned by heart what another one says, to predict v on a schedule that ends in noise."""
+class _Diffused:
+    """A flow that has learned by heart what another one says, to predict v on a schedule that ends in noise."""
 
     def learn(self, by_heart: Any) -> None:
         self.__dict__["by_heart"] = by_heart
         self.ratios = ratios(TERMINAL.alphas_cumprod)
 
+    def velocity(self, sample: Tensor, times: Tensor, flow_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        ratio = np.interp(times.double().numpy(), np.arange(1000), self.ratios)
+        shape = (-1, *[1] * (sample.ndim - 1))
+        sigma, alpha = (torch.tensor(part).float().view(shape) for part in (expit(ratio), expit(-ratio)))
+        size = (sigma**2 + alpha**2) ** 0.5
+        latents = sample * size
+        flow = flow_of(latents, sigma.view(-1))
+        clean, noise = latents - sigma * flow, latents + alpha * flow
+        return (alpha * noise - sigma * clean) / size
+
+
+class _DiffusedChroma(_Diffused, ChromaTransformer2DModel):
     @wraps(ChromaTransformer2DModel.forward)
     def forward(self, hidden_states: Tensor, timestep: Tensor, **inputs: Any) -> Any:
-        ratio = np.interp(1000 * timestep.double().numpy(), np.arange(1000), self.ratios)
-        sigma, alpha = (torch.tensor(part).float().view(-1, 1, 1) for part in (expit(ratio), expit(-ratio)))
-        size = (sigma**2 + alpha**2) ** 0.5
-        latents = hidden_states * size
-        (flow,) = self.by_heart(latents, timestep=sigma.view(-1), **{**inputs, "return_dict": False})
-        clean, noise = latents - sigma * flow, latents + alpha * flow
-        return ((alpha * noise - sigma * clean) / size,)
+        def flow_of(latents: Tensor, sigma: Tensor) -> Any:
+            return self.by_heart(latents, timestep=sigma, **{**inputs, "return_dict": False})[0]
+
+        return (self.velocity(hidden_states, 1000 * timestep, flow_of),)
+
+
+class _DiffusedZImage(_Diffused, ZImageTransformer2DModel):
+    """Its time runs the other way round, and so does what it says."""
+
+    @wraps(ZImageTransformer2DModel.forward)
+    def forward(self, x: list[Tensor], t: Tensor, cap_feats: list[Tensor], **_: Any) -> Any:
+        def flow_of(latents: Tensor, sigma: Tensor) -> Tensor:
+            return -torch.stack(self.by_heart(list(latents), 1 - sigma, cap_feats, return_dict=False)[0])
+
+        return (list(-self.velocity(torch.stack(x), 1000 - 1000 * t, flow_of)),)
 
 
 def diffused(expert: Expert) -> Expert:
-    """A Chroma ``expert``, which predicts a flow, as one that predicts v of a diffusion."""
+    """A Chroma or Z-Image, which predicts a flow, as one that predicts v of a diffusion."""
+    made: Any = _DiffusedChroma if isinstance(expert.denoiser, ChromaTransformer2DModel) else _DiffusedZImage
     with warnings.catch_warnings():  # as in ``tiny_chroma``
         warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)
-        twin = _Diffused.from_config(expert.denoiser.config).eval()
+        twin = made.from_config(expert.denoiser.config).eval()
     twin.learn(expert.denoiser)
     return Expert(f"{expert.name} in v", twin, {**expert.components, "scheduler": TERMINAL}, expert.pipeline_class)
 

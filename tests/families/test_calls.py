@@ -20,6 +20,7 @@ from stock import small_pipeline, small_sdxl, small_unet
 from tests.families.parts import ATOL, draw, expert, stable, tiny_pixart_pipeline, wider
 from tiny import as_expert, tiny_refiner, tiny_scheduler
 from tiny_dit import tiny_chroma_pipeline, tiny_flow_scheduler, tiny_flux_pipeline
+from tiny_z_image import tiny_z_image_pipeline
 
 
 def told(experts: list[Expert], **options: Any) -> Mapping[str, Any]:
@@ -71,11 +72,13 @@ def test_a_consistency_model_is_told_guidance_one() -> None:
     assert torch.equal(given["timestep_cond"], one)
 
 
-@pytest.mark.parametrize(("first", "scale"), [("FLUX", 2.5), ("FLUX without guidance", 3.5), ("Chroma", 1.0)])
-def test_a_guided_flux_is_told_the_pipelines_scale_or_the_usual_one(first: str, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("first", "scale"), [("FLUX", 2.5), ("FLUX without guidance", 2.5), ("Chroma", 1.0), ("Z-Image", 1.0)]
+)
+def test_a_guided_flux_is_told_the_pipelines_scale_or_one(first: str, scale: float) -> None:
     other = as_expert(tiny_flux_pipeline(1), "other")
     given = told([expert(first), other], guidance_scale=2.5, negative_prompt=None)
-    assert given["guidance"].tolist() == [scale]
+    assert given["guidance"].tolist() == [scale] * len(given["hidden_states"])
 
 
 @pytest.mark.parametrize("first", ["FLUX", "Chroma"])
@@ -87,11 +90,24 @@ def test_chroma_is_told_which_of_its_tokens_are_text(first: str) -> None:
     assert torch.equal(mask, torch.tensor([1.0] * (read + 1) + [0.0] * (512 - read - 1) + [1.0] * 16))
 
 
-def test_a_flux_that_guides_itself_is_refused_beside_a_chroma() -> None:
+@pytest.mark.parametrize("other", ["Chroma", "Z-Image"])
+def test_a_flux_that_guides_itself_is_refused_beside_who_does_not(other: str) -> None:
     with pytest.raises(
-        ValueError, match=r"FLUX is told guidance 3.5 .*'chroma' is a Chroma.*guidance_scale=1, true_cfg"
+        ValueError, match=rf"FLUX is told guidance 3.5 .*'{other.lower()}' is a {other}.*guidance_scale=1, true_cfg"
     ):
-        told([expert("FLUX"), expert("Chroma")], guidance_scale=3.5, negative_prompt=None)
+        told([expert("FLUX"), expert(other)], guidance_scale=3.5, negative_prompt=None)
+
+
+@pytest.mark.parametrize("first", ["FLUX", "Z-Image"])
+def test_z_image_is_told_captions_as_long_as_they_are(first: str) -> None:
+    other = as_expert(tiny_z_image_pipeline(1), "other")
+    prompts = ["a fox", "a much longer prompt"]
+    given = told([expert(first), other], prompt=prompts, guidance_scale=1.0, negative_prompt=None)
+    alone, _ = tiny_z_image_pipeline(1).encode_prompt(list(prompts), do_classifier_free_guidance=False)
+    half = given["cap_feats"][:2]
+    assert [len(one) for one in half] == [len(one) for one in alone]
+    assert all(torch.equal(one, expected) for one, expected in zip(half, alone, strict=True))
+    assert float(given["t"][0]) == pytest.approx(0.5, abs=0.4)
 
 
 def test_flux_reads_one_prompt_with_all_its_encoders() -> None:

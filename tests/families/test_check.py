@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.families.parts import stable, wider
 from tiny import as_expert, tiny_scheduler, tiny_vae
 from tiny_dit import tiny_chroma_pipeline, tiny_flow_scheduler, tiny_flux_pipeline, tiny_sd3_pipeline
 from tiny_qwen import tiny_qwen
+from tiny_z_image import tiny_z_image_pipeline
 
 
 def changed(expert: Expert, **parts: Any) -> Expert:
@@ -43,11 +45,13 @@ def test_latents_that_mean_something_else_are_refused_by_property(
         OutputEnsembleDenoiser([stable(), other])
 
 
-def test_a_chroma_meets_a_flux_and_no_sd1() -> None:
-    chroma = as_expert(tiny_chroma_pipeline(), "chroma")
-    assert len(families_of([as_expert(tiny_flux_pipeline(), "dev"), chroma])) == 2
-    with pytest.raises(ValueError, match=r"Expert 2 \('chroma'\): vae scaling_factor is 0.36.*FLUX.1 and Chroma"):
-        families_of([stable(), chroma])
+@pytest.mark.parametrize("make", [tiny_chroma_pipeline, tiny_z_image_pipeline])
+def test_relatives_of_flux_meet_it_and_no_sd1(make: Callable[[], Any]) -> None:
+    other = as_expert(make(), "other")
+    assert len(families_of([as_expert(tiny_flux_pipeline(), "dev"), other])) == 2
+    message = r"Expert 2 \('other'\): vae scaling_factor is 0.36.*FLUX.1, Chroma and Z-Image"
+    with pytest.raises(ValueError, match=message):
+        families_of([stable(), other])
 
 
 def test_an_sd3_does_not_meet_an_sd1() -> None:

@@ -15,15 +15,18 @@ from diffusemble import EnsembleDenoiser, GenerateConfig, OutputEnsembleDenoiser
 from diffusemble.app.cli import app
 from diffusemble.comparison import OUTPUT_MEAN, TOGETHER
 from diffusemble.description import Point, describe
+from diffusemble.drawing import guidance_of
 from diffusemble.ensembles.output_level import build_output_aggregator
 from diffusemble.evaluation.config import EvaluateConfig
 from diffusemble.evaluation.specs import choose_systems
 from diffusemble.evaluation.specs import open_ensemble as open_evaluated
 from diffusemble.generation import build_ensemble
 from diffusemble.training.config import TrainConfig
+from diffusemble.training.feeds.base import Choices, feed_of, whole_pictures
 from tests.families.parts import draw, expert, tiny_pixart_pipeline, tiny_wider_pipeline, together
 from tiny import randomised, tiny_pipeline
 from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline
+from tiny_z_image import tiny_z_image_pipeline
 
 FAST: dict[str, Any] = {"prompts": "a fox", "steps": 2, "height": 16, "width": 16, "device": "cpu"}
 
@@ -95,23 +98,23 @@ def test_a_pipeline_that_reports_no_steps_draws_all_the_same(sources: tuple[str,
 
 
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers about its own Chroma
-def test_flux_and_chroma_from_folders_to_pictures_and_back(tmp_path: Path) -> None:
-    """By the command line, in either order; and with a learned aggregator, saved and opened again."""
-    folders = [str(tmp_path / "flux"), str(tmp_path / "chroma")]
-    for make, folder in zip((tiny_flux_pipeline, tiny_chroma_pipeline), folders, strict=True):
+def test_flux_and_its_relatives_from_folders_to_pictures_and_back(tmp_path: Path) -> None:
+    """FLUX and Chroma by the command line, in either order; with Z-Image and a learned aggregator, saved and opened."""
+    folders = [str(tmp_path / name) for name in ("flux", "chroma", "z-image")]
+    makes: Any = tiny_flux_pipeline, tiny_chroma_pipeline, tiny_z_image_pipeline
+    for make, folder in zip(makes, folders, strict=True):
         make(3).save_pretrained(folder)
-    for number, (first, second) in enumerate((folders, folders[::-1])):
+    for number, (first, second) in enumerate((folders[:2], folders[1::-1])):
         flags = ["-e", first, "-e", second, "--level", "output", "--negative", "fog", "--steps", "1", "--size", "16x16"]
         done = CliRunner().invoke(app, ["generate", "a fox", *flags, "--out", str(tmp_path / f"{number}.png")])
         assert done.exit_code == 0, done.output
     with Image.open(tmp_path / "0.png") as one, Image.open(tmp_path / "1.png") as other:
         assert one.tobytes() == other.tobytes()
-    experts = load_experts(folders)
+    experts = load_experts(folders[::-1])
     ensemble = OutputEnsembleDenoiser(experts, randomised(build_output_aggregator("sabw", experts, preset="tiny")))
     ensemble.save_pretrained(tmp_path / "saved")
     one, other = (
-        draw(made.eval().pipeline(), num_inference_steps=1, guidance_scale=1.0, true_cfg_scale=4.0)
-        for made in (ensemble, open_ensemble(tmp_path / "saved"))
+        draw(made.eval().pipeline(), num_inference_steps=1) for made in (ensemble, open_ensemble(tmp_path / "saved"))
     )
     assert (one == other).all()
 
@@ -134,7 +137,7 @@ def test_what_needs_blocks_says_so(saved: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers about its own Chroma
-@pytest.mark.parametrize("name", ["SD 1", "SDXL", "SD 3", "FLUX", "Chroma"])
+@pytest.mark.parametrize("name", ["SD 1", "SDXL", "SD 3", "FLUX", "Chroma", "Z-Image"])
 def test_an_expert_costs_the_same_at_either_level(name: str) -> None:
     whole, inside = (describe(level([expert(name)]), (8, 12)) for level in (OutputEnsembleDenoiser, EnsembleDenoiser))
     assert whole.expert_flops == whole.ensemble_flops == inside.expert_flops > 0

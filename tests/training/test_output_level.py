@@ -21,14 +21,15 @@ from diffusemble.training.train import train
 from tests.families.parts import stable, tiny_pixart_pipeline, wider
 from tiny import as_expert, randomised
 from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline
+from tiny_z_image import tiny_z_image_pipeline
 from training.small import small_config
 
 
 def exaggerating(expert: Expert) -> Expert:
     """The expert, saying four times as much: there is something to learn in a few steps."""
-    last = expert.denoiser.conv_out if hasattr(expert.denoiser, "conv_out") else expert.denoiser.proj_out
+    lasts = "conv_out.weight", "proj_out.weight", "all_final_layer.2-1.linear.weight"
     with torch.no_grad():
-        last.weight.mul_(4)
+        next(weight for name, weight in expert.denoiser.named_parameters() if name in lasts).mul_(4)
     return expert
 
 
@@ -56,6 +57,8 @@ def test_the_held_out_loss_of_experts_that_differ_falls(first: str, pictures: Pa
         (tiny_flux_pipeline, tiny_flux_pipeline),
         (tiny_flux_pipeline, tiny_chroma_pipeline),
         (tiny_chroma_pipeline, tiny_flux_pipeline),
+        (tiny_flux_pipeline, tiny_z_image_pipeline),
+        (tiny_z_image_pipeline, tiny_flux_pipeline),
     ],
 )
 def test_transformers_may_come_first(makes: Sequence[Any], pictures: Path, tmp_path: Path) -> None:

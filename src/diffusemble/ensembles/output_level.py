@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
@@ -45,6 +46,13 @@ class OutputEnsembleDenoiser(Ensemble):
         self.terms = tuple(terms_of(expert.components["scheduler"]) for expert in self.experts)
 
     @property
+    def config(self) -> Any:
+        """Configuration of the first expert's denoiser; a FLUX's says that guidance is read as soon as any reads it."""
+        own = super().config
+        told = any(denoiser.config.get("guidance_embeds") for denoiser in self.denoisers)
+        return FrozenDict({**own, "guidance_embeds": True}) if told and "guidance_embeds" in own else own
+
+    @property
     def sizes(self) -> Sizes:
         """Channels of a prediction and widths of the embeddings that an aggregator must be built for."""
         return _sizes(self.families)
@@ -78,25 +86,27 @@ class OutputEnsembleDenoiser(Ensemble):
         first, family = self.families[0], self.families[index]
         if index == 0:
             return family.predict(call.sample, call.timestep, family.own(call.inputs, conditions))
-        given = call.timestep * first.time_unit
+        given = call.timestep * first.time_unit + first.time_origin
 
         def predict(sample: Tensor, time: Any) -> Tensor:
             same = time is given and family.time_unit == first.time_unit
-            own = torch.as_tensor(call.timestep if same else time / family.time_unit, device=sample.device)
-            arguments = family.arguments(sample, conditions, first.offered(call.inputs))
+            asked = call.timestep if same else (time - family.time_origin) / family.time_unit
+            own = torch.as_tensor(asked, device=sample.device)
+            arguments = family.arguments(sample, conditions, call.inputs)
             return family.predict(sample, own.reshape(-1).expand(len(sample)), arguments)[:, : family.channels]
 
         return predict_in(self.terms[0], self.terms[index], predict, call.sample, given)
 
     def _context(self, call: Call, conditions: Conditions) -> Context:
         """The first expert's text, and the level of noise, which means the same to all."""
-        sample = call.sample
-        times = torch.as_tensor(call.timestep).reshape(-1).expand(len(sample)) * self.families[0].time_unit
+        sample, first = call.sample, self.families[0]
+        times = torch.as_tensor(call.timestep).reshape(-1).expand(len(sample)) * first.time_unit + first.time_origin
         return Context(
             text=conditions["encoder_hidden_states"],
             time=embed_level(self.terms[0], times).to(sample),
             sample=sample,
             timestep=times.to(sample.device),
+            mask=conditions.get("attention_mask"),
         )
 
     def _refuse(self, inputs: Mapping[str, Any]) -> None:

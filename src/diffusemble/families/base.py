@@ -25,7 +25,7 @@ class Family:
     Attributes:
         sample: name of the latents among the denoiser's arguments.
         record: what the denoiser's ``forward`` returns.
-        time_unit: what its time is multiplied with to be in its scheduler's unit.
+        time_unit, time_origin: its time, times the one plus the other, is in its scheduler's unit.
         texts: arguments that hold what it reads of the prompt: the pipeline's are replaced, see ``own``.
         shared: further arguments that pipelines give and that other experts can do without.
 
@@ -36,6 +36,7 @@ class Family:
     sample: ClassVar[str] = "hidden_states"
     record: ClassVar[type] = Transformer2DModelOutput
     time_unit: ClassVar[float] = 1.0
+    time_origin: ClassVar[float] = 0.0
     shared: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, expert: Expert) -> None:
@@ -110,17 +111,13 @@ class Family:
         """Arguments of the expert in whose pipeline the ensemble stands: the pipeline's, with the expert's own text."""
         return {**inputs, "encoder_hidden_states": conditions["encoder_hidden_states"]}
 
-    def offered(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What its pipeline tells the other experts: what it gives its own one, unless that has to be completed."""
-        return inputs
-
     def arguments(self, sample: Tensor, conditions: Conditions, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of an expert in somebody else's pipeline.
 
         Args:
             sample: its latents ``[b c h w]``.
             conditions: of its text.
-            inputs: what the other's pipeline offers; empty where there is none.
+            inputs: what the other's pipeline gives; empty where there is none.
         """
         return dict(conditions)
 

@@ -35,7 +35,7 @@ def families_of(experts: Sequence[Expert]) -> tuple[Family, ...]:
         lambda index: _properties(families[index], families[0]),
         lambda *_: (
             "What experts predict can be combined if their latents mean the same: use experts that share a VAE's "
-            "latent space (SD 1.x, SD 2.x and PixArt-α; SDXL, PixArt-Σ and AuraFlow; SD 3; FLUX.1 and Chroma)."
+            "latent space (SD 1.x, SD 2.x and PixArt-α; SDXL, PixArt-Σ and AuraFlow; SD 3; FLUX.1, Chroma and Z-Image)."
         ),
     )
     return families

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusemble.families.base import Conditions, longest_prompt
-from diffusemble.families.flux import FluxFamily
+from diffusemble.families.flux import FluxFamily, refuse_own_guidance
 
 
 class ChromaFamily(FluxFamily):
@@ -39,24 +39,13 @@ class ChromaFamily(FluxFamily):
         image = inputs["img_ids"].shape[-2]
         return {**super().own(inputs, conditions), "attention_mask": _seen(conditions["attention_mask"], image)}
 
-    def offered(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Guidance 1 for a guided FLUX, which adds nothing: this pipeline guides by asking all experts twice."""
-        return {**inputs, "guidance": inputs["encoder_hidden_states"].new_ones(len(inputs["encoder_hidden_states"]))}
-
     def arguments(self, sample: Tensor, conditions: Conditions, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Places of text and picture, and the mask of both.
 
         Raises:
             ValueError: the pipeline is FLUX's, and tells it to guide by itself.
         """
-        told = inputs.get("guidance")
-        if told is not None and bool((told != 1).any()):
-            raise ValueError(
-                f"FLUX is told guidance {float(told.flatten()[0]):g} and guides by itself, but {self.expert.name!r} is "
-                f"a Chroma, which is guided by a second pass alone: one of them would be guided twice, or the other "
-                f'not at all. Call the pipeline with guidance_scale=1, true_cfg_scale=4, negative_prompt="" (as '
-                f"`diffusemble generate` does); in training, leave embedded_guidance out."
-            )
+        refuse_own_guidance(self.expert.name, "Chroma", inputs)
         found = super().arguments(sample, conditions, inputs)
         image = found["img_ids"].shape[-2]
         return {**found, "attention_mask": _seen(conditions["attention_mask"], image)}

@@ -13,7 +13,6 @@ from diffusemble.blocks.base import Call
 from diffusemble.families.base import Conditions, Family, longest_prompt
 
 PATCH = 2  # side of the squares of latents that are one token
-GUIDANCE = 3.5  # that a guided model is told in a pipeline that tells none; diffusers' default
 
 
 class FluxFamily(Family):
@@ -68,13 +67,20 @@ class FluxFamily(Family):
         return Call(sample, timestep, arguments)
 
     def own(self, inputs: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
-        """The pipeline's own arguments with the text of this expert alone, and places for all its tokens."""
+        """The pipeline's own arguments with the text of this expert alone, and places for all its tokens.
+
+        A guidance scale is left out where it is meant for others.
+        """
         text = conditions["encoder_hidden_states"]
         places = inputs["txt_ids"].new_zeros(text.shape[1], inputs["txt_ids"].shape[-1])
-        return {**inputs, "encoder_hidden_states": text, "txt_ids": places}
+        mine = {name: value for name, value in inputs.items() if name != "guidance" or self._guided}
+        return {**mine, "encoder_hidden_states": text, "txt_ids": places}
 
     def arguments(self, sample: Tensor, conditions: Conditions, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Places of text and picture, and the guidance scale that the pipeline gives the other model."""
+        """Places of text and picture, and the guidance scale that the pipeline gives.
+
+        It is 1, which adds nothing, in pipelines that give none: they guide by asking all experts twice.
+        """
         rows, columns = (side // PATCH for side in sample.shape[-2:])
         text = conditions["encoder_hidden_states"]
         found = {
@@ -82,10 +88,14 @@ class FluxFamily(Family):
             "txt_ids": text.new_zeros(text.shape[1], 3),
             "img_ids": FluxPipeline._prepare_latent_image_ids(1, rows, columns, sample.device, sample.dtype),
         }
-        if self.denoiser.config.get("guidance_embeds"):
+        if self._guided:
             given = inputs.get("guidance")
-            found["guidance"] = sample.new_full((len(sample),), GUIDANCE) if given is None else given
+            found["guidance"] = sample.new_ones(len(sample)) if given is None else given
         return found
+
+    @property
+    def _guided(self) -> bool:
+        return bool(self.denoiser.config.get("guidance_embeds"))
 
     def predict(self, sample: Tensor, timestep: Any, arguments: Mapping[str, Any]) -> Tensor:
         """The prediction on the latents' grid."""
@@ -98,3 +108,19 @@ class FluxFamily(Family):
         """Packed as tokens."""
         tokens: Tensor = FluxPipeline._pack_latents(prediction, *prediction.shape)
         return tokens
+
+
+def refuse_own_guidance(name: str, kind: str, inputs: Mapping[str, Any]) -> None:
+    """Make sure that FLUX's pipeline leaves guidance to a second pass, for expert ``name`` that knows no other.
+
+    Raises:
+        ValueError: FLUX is told a scale.
+    """
+    told = inputs.get("guidance")
+    if told is not None and bool((told != 1).any()):
+        raise ValueError(
+            f"FLUX is told guidance {float(told.flatten()[0]):g} and guides by itself, but {name!r} is a {kind}, which "
+            f"is guided by a second pass alone: one of them would be guided twice, or the other not at all. Call the "
+            f'pipeline with guidance_scale=1, true_cfg_scale=4, negative_prompt="" (as `diffusemble generate` does); '
+            f"in training, leave embedded_guidance out."
+        )

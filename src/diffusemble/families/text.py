@@ -9,7 +9,7 @@ as on any other embedding.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +92,10 @@ class SpellingTokenizer:
         longest = max(1, *(len(prompt) for prompt in prompts))
         ids = [[*map(ord, prompt), *[BEYOND] * (longest - len(prompt))] for prompt in prompts]
         return BatchEncoding({"input_ids": ids, "attention_mask": [[1]] * len(ids)}, tensor_type=return_tensors)
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], **_: Any) -> str:
+        """The prompt itself: every expert's own pipeline puts it into a conversation where it wants one."""
+        return messages[-1]["content"]
 
     def batch_decode(self, ids: Tensor) -> list[str]:
         """Undo the spelling."""

@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from diffusemble.training.feeds.base import Choices, Framing, Text, patches, refuse_choices
+from diffusemble.training.feeds.base import Choices, Framing, Text, denoiser_of, patches, refuse_choices
 
 TIME_UNIT = 1000  # the denoiser's time goes from 0 to 1
 
@@ -28,7 +28,7 @@ class FluxFeed:
     """
 
     def __init__(self, pipeline: Any, denoiser: Any, choices: Choices) -> None:
-        self._told = bool(denoiser.config.get("guidance_embeds"))
+        self._told = bool(denoiser_of(pipeline).config.get("guidance_embeds"))
         refuse_choices(choices, guidance=self._told, text_tokens=True)
         self._guidance = 1.0 if choices.guidance is None else choices.guidance
         self._length = {} if choices.text_tokens is None else {"max_sequence_length": choices.text_tokens}

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusemble.blocks.packing import pack_text
+from diffusemble.families.text import TOKENS, SpellingTokenizer
 from diffusemble.training.feeds.base import Choices
 from diffusemble.training.feeds.flux import TIME_UNIT
 from diffusemble.training.feeds.qwen import MASK, TEXT, QwenFeed
@@ -27,6 +28,8 @@ class ZImageFeed(QwenFeed):
     def __init__(self, pipeline: Any, denoiser: Any, choices: Choices) -> None:
         super().__init__(pipeline, denoiser, choices)
         self._width = denoiser.config.cap_feat_dim
+        self._whole = isinstance(pipeline.tokenizer, SpellingTokenizer)  # at output level, one token holds all texts
+        self._longest = TOKENS if self._whole else self._longest
 
     @torch.no_grad()
     def encode(self, pipeline: Any, prompts: Sequence[str], empty: bool = False) -> dict[str, Tensor]:
@@ -39,7 +42,8 @@ class ZImageFeed(QwenFeed):
         )
         filled = torch.stack([functional.pad(one, (0, 0, 0, self._longest - len(one))) for one in captions])
         lengths = torch.tensor([len(one) for one in captions])
-        text = pack_text(filled.split(self._width, dim=2))  # pipelines pack the experts side by side
+        # Pipelines pack the experts side by side.
+        text = filled if self._whole else pack_text(filled.split(self._width, dim=2))
         return {TEXT: text.cpu().contiguous(), MASK: (torch.arange(self._longest) < lengths[:, None]).long()}
 
     def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, inputs: Mapping[str, Any]) -> Tensor:
