@@ -22,7 +22,7 @@ def parse_bytes(text: str) -> int:
             f"a size of memory is a number with one of the units {', '.join(UNITS)}, such as 8GB or 7.5GiB; got "
             f"{text!r}"
         )
-    return int(float(found[1]) * UNITS[found[2]])
+    return round(float(found[1]) * UNITS[found[2]])
 
 
 def _readable(text: str) -> str:
@@ -34,9 +34,10 @@ MemorySize = Annotated[str, AfterValidator(_readable)]
 """A size of memory in a configuration."""
 
 
-def format_bytes(size: int) -> str:
-    """``size`` bytes, in the largest decimal unit that leaves a number of at least 1."""
+def format_bytes(size: int, up: bool = False) -> str:
+    """``size`` bytes, in the largest decimal unit that leaves a number of at least 1; rounded, or rounded ``up``."""
     for unit in ("GB", "MB", "kB"):
         if size >= UNITS[unit]:
-            return f"{size / UNITS[unit]:.2f} {unit}"
+            shown = -(-100 * size // UNITS[unit]) / 100 if up else size / UNITS[unit]
+            return f"{shown:.2f} {unit}"
     return f"{size} bytes"

@@ -83,9 +83,13 @@ def measure_weights(networks: Networks, storage: str = "same") -> Weights:
         )
     denoisers = denoisers_of(ensemble)
     layouts = [[layout(weights, storage) for weights in one.blocks.values()] for one in denoisers]
+    blocks = tuple(tuple(one.bytes for one in blocks) for blocks in layouts)
+    if whole:  # they come weight by weight, as they lie
+        blocks = tuple((bytes_of(one.blocks[WHOLE]),) for one in denoisers)
+    members = list(ensemble.members)
     outside = weights_of([ensemble.aggregator]) + tuple(weight for one in denoisers for weight in one.outside)
     return Weights(
-        blocks=tuple(tuple(one.bytes for one in blocks) for blocks in layouts),
+        blocks=blocks,
         decoded=max(one.decoded for blocks in layouts for one in blocks),
         outside=bytes_of({id(weight): weight for weight in outside}.values()),
         encoders=tuple(bytes_of(weights_of([encoder])) for encoder in networks.encoders),
@@ -96,6 +100,7 @@ def measure_weights(networks: Networks, storage: str = "same") -> Weights:
         vaes=tuple(_vae_bytes(networks, vae) for vae in networks.vaes),
         lockstep=isinstance(ensemble, EnsembleDenoiser) and in_lockstep(ensemble.aggregator, ensemble.points),
         whole=whole,
+        order=tuple(members.index(denoiser) for denoiser in ensemble.denoisers),
     )
 
 

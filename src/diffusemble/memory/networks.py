@@ -45,8 +45,8 @@ def networks_of(ensemble: Drawers, pipelines: Iterable[Any] = ()) -> Networks:
 
     for number, expert in enumerate(ensemble.experts):
         for name, part in expert.components.items():
-            if isinstance(part, nn.Module) and (number == 0 or name.startswith("text_encoder")):
-                put("vaes" if name == "vae" else "encoders", part)
+            for module in _single(part) if number == 0 or name.startswith("text_encoder") else ():
+                put("vaes" if name == "vae" else "encoders", module)
     denoisers = {id(weight) for weight in ensemble.parameters()}
     for pipeline in pipelines:
         for name, part in pipeline.components.items():

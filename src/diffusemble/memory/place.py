@@ -16,6 +16,7 @@ from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.memory.bundle import Bundle, bytes_of, weights_of
 from diffusemble.memory.company import Company, Drawers
 from diffusemble.memory.conveyor import Conveyor
+from diffusemble.memory.hold import held
 from diffusemble.memory.measure import Denoiser, denoisers_of
 from diffusemble.memory.networks import networks_of
 from diffusemble.memory.plan import Plan
@@ -42,7 +43,8 @@ class Placement:
         residence: counts the weights on the device; that of another placement, if the two take turns.
 
     Raises:
-        ValueError: the plan was made for another number of denoisers, or asks for what the models cannot do.
+        ValueError: the plan was made for another number of denoisers, or asks for what the models cannot do; or
+            another placement holds some of the denoisers.
     """
 
     @torch.inference_mode(False)  # weights outlive the pass in which they are placed
@@ -73,9 +75,10 @@ class Placement:
         self.conveyor = Conveyor(self.residence, 0)
         self.visitors = Visitors(self.residence, [])
         self.switches = ExitStack()
-        self.guests: list[list[nn.Module]] = []  # denoisers that come whole
+        self.guests: list[nn.Module] = []  # denoisers that come whole
         self.others: list[Placement] = []
         self.here, self.counted = True, 0
+        self.switches.enter_context(held(ensemble.members))
         try:
             self._switch()
             self._place()
@@ -89,7 +92,8 @@ class Placement:
         """Let another ensemble of the same experts (one expert alone, another aggregator) use the same placement."""
         self._stay(weights_of([ensemble.aggregator]))
         if isinstance(ensemble, EnsembleDenoiser):
-            order = followers(ensemble.aggregator, ensemble.points, len(ensemble.blocks))
+            around = self.plan.controls != "visit"  # else the next step finds no buffers
+            order = followers(ensemble.aggregator, ensemble.points, len(ensemble.blocks), around)
             table = scenes(list(ensemble.denoisers), self.bundles, order)
             self.staged.append((ensemble.blocks, list(ensemble.blocks)))
             ensemble.blocks[:] = [
@@ -161,7 +165,7 @@ class Placement:
             elif all(stays):
                 self._stay(weights_of([denoiser.module]))
             else:
-                self.guests += whole(denoiser.module)
+                self.guests.append(denoiser.module)
         passing = [scene.bundle.bytes for scene in self.bundles.values() if not scene.stays]
         decoded = max((scene.bundle.decoded_bytes for scene in self.bundles.values()), default=0)
         self.conveyor = Conveyor(self.residence, max(passing, default=0), decoded)
@@ -183,22 +187,22 @@ class Placement:
 
     def _invite(self) -> Visitors:
         """Whoever comes only when called: ``guests``; text encoders, VAEs and ControlNets, if the plan says so."""
-        networks, parts, groups = self.networks, self.plan.parts, list(self.guests)
+        networks, parts, groups = self.networks, self.plan.parts, list[list[nn.Module]]()
         split = layer_by_layer if parts == "layers" else whole
         staying = [*networks.encoders, *networks.vaes] if parts == "stay" else []
         if self.plan.controls == "stay":
             staying += networks.controls
             for module in nn.ModuleList(networks.controls).modules():  # whoever read the prompt is still there
-                self.handles.append(module.register_forward_pre_hook(lambda *_: self.visitors.leave()))
+                self.handles.append(module.register_forward_pre_hook(lambda *_: self.visitors.draw()))
         self._stay(weights_of(staying))
         if parts != "stay":
             groups += [group for encoder in networks.encoders for group in split(encoder)]
             groups += [group for vae in networks.vaes for group in whole(vae)]
         if self.plan.controls == "visit":
             groups += [group for control in networks.controls for group in whole(control)]
-        for group in groups:
-            _move((weight for weight in weights_of(group) if id(weight) not in self.staying), self.host)
-        return Visitors(self.residence, groups, before=self._make_room, staying=self.staying.values())
+        coming = weights_of([*self.guests, *(module for group in groups for module in group)])
+        _move((weight for weight in coming if id(weight) not in self.staying), self.host)
+        return Visitors(self.residence, groups, self._make_room, self.staying.values(), self.guests)
 
     def _make_room(self) -> None:
         self.step_in()
@@ -227,8 +231,7 @@ class Placement:
 
     def _begin(self, ensemble: Drawers, known: set[int]) -> None:
         self.step_in()
-        if self.visitors.inside not in range(len(self.guests)):
-            self.visitors.leave()
+        self.visitors.draw()
         added = [name for name, weight in ensemble.named_parameters() if id(weight) not in known]
         if added:
             raise ValueError(

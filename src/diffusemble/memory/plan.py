@@ -8,7 +8,7 @@ from itertools import product
 
 from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.units import format_bytes
-from diffusemble.memory.spread import Spread, spread, spreads
+from diffusemble.memory.spread import Spread, copied, running_order, spread, spreads
 
 BUFFERS = 2
 """Of passing blocks: one holds what computes, the other what comes next."""
@@ -37,6 +37,7 @@ class Weights:
         controls: every ControlNet.
         lockstep: every denoiser runs a block before anybody runs the next one; else one denoiser runs after the other.
         whole: denoisers are one block each.
+        order: the denoiser of every expert, in order; one after the other by default.
     """
 
     blocks: tuple[tuple[int, ...], ...]
@@ -48,6 +49,7 @@ class Weights:
     controls: tuple[int, ...] = ()
     lockstep: bool = True
     whole: bool = False
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Plan:
         stays: which blocks of every denoiser stay on the compute device, ``[n][k]``; the others pass through two
             buffers, or come whole.
         resident: as how many denoisers that is, by their weights.
-        travels: bytes that are copied in every step, by everybody who runs once: blocks, and ControlNets that visit.
+        travels: bytes that are copied in every step if every expert runs once: blocks, and ControlNets that visit.
         whole: whether denoisers run whole.
         parts: one of ``PARTS``.
         controls: one of ``CONTROLS``; None without ControlNets.
@@ -158,24 +160,37 @@ def plans(weights: Weights, working: Working, choice: MemoryConfig) -> Iterator[
     ways = spreads(*blocks) if choice.resident is None else [spread(*blocks, choice.resident)]
     controls = CONTROLS if choice.controls is None and weights.controls else (choice.controls or "stay",)
     there = PARTS if choice.parts is None else (choice.parts,)
+    moves = [(way, control, _travels(weights, way, control)) for way, control in product(ways, controls)]
     for vae in VAE if choice.vae is None else (choice.vae,):
-        alike = [
-            _plan(weights, working, choice.model_copy(update={"controls": control, "parts": parts, "vae": vae}), way)
-            for way, control, parts in product(ways, controls, there)
-        ]
+        alike = []
+        for (way, control, travels), parts in product(moves, there):
+            chosen = choice.model_copy(update={"controls": control, "parts": parts, "vae": vae})
+            alike.append(_plan(weights, working, chosen, way, travels))
         yield from sorted(alike, key=lambda plan: (plan.travels, PARTS.index(plan.parts)))
 
 
 def make_plan(weights: Weights, working: Working, chosen: MemoryConfig) -> Plan:
     """What a plan needs; what ``chosen`` leaves out stays on the device and is decoded whole."""
     resident = len(weights.blocks) if chosen.resident is None else chosen.resident
-    return _plan(weights, working, chosen, spread(weights.blocks, weights.lockstep, resident))
+    way = spread(weights.blocks, weights.lockstep, resident)
+    return _plan(weights, working, chosen, way, _travels(weights, way, chosen.controls or "stay"))
 
 
-def _plan(weights: Weights, working: Working, chosen: MemoryConfig, way: Spread) -> Plan:
+def _travels(weights: Weights, way: Spread, controls: str) -> int:
+    turns = running_order(weights.blocks, weights.order or range(len(weights.blocks)), weights.lockstep)
+    visiting = sum(weights.controls) if controls == "visit" else 0
+    # ControlNets that visit need the room of what the step before brought.
+    return visiting + copied(way, weights.blocks, turns, _room(weights), afresh=visiting > 0)
+
+
+def _room(weights: Weights) -> int:
+    """How many blocks that pass are there at once: blocks are prefetched; what comes whole comes by itself."""
+    return 1 if weights.whole else BUFFERS
+
+
+def _plan(weights: Weights, working: Working, chosen: MemoryConfig, way: Spread, travels: int) -> Plan:
     parts, controls, vae = chosen.parts or "stay", chosen.controls or "stay", chosen.vae or "whole"
-    # Blocks are prefetched; what comes whole comes by itself.
-    coming = (1 if weights.whole else BUFFERS) * way.largest
+    coming = _room(weights) * way.largest
     base = weights.outside + weights.decoded + sum(map(sum, weights.blocks)) - way.passing
     visiting = max(weights.controls, default=0) if controls == "visit" else 0
     base += sum(weights.controls) if controls == "stay" else 0
@@ -188,7 +203,7 @@ def _plan(weights: Weights, working: Working, chosen: MemoryConfig, way: Spread)
     return Plan(
         stays=way.stays,
         resident=way.resident,
-        travels=way.passing + (sum(weights.controls) if controls == "visit" else 0),
+        travels=travels,
         whole=weights.whole,
         parts=parts,
         controls=controls if weights.controls else None,
@@ -216,7 +231,7 @@ def choose(weights: Weights, working: Working, choice: MemoryConfig, budget: int
     where, stage = max(stages, key=lambda pair: pair[1].bytes)
     raise ValueError(
         f"No plan fits into the memory budget of {format_bytes(budget or 0)}: the least that this drawing needs is "
-        f"{format_bytes(least.peak)} ({where}: weights {format_bytes(stage.weights)}, working memory "
-        f"{format_bytes(stage.working)}). Give more, draw smaller pictures (size) or fewer at a time (batch), or take "
-        f"a narrower dtype."
+        f"{format_bytes(least.peak, up=True)} ({where}: weights {format_bytes(stage.weights)}, working memory "
+        f"{format_bytes(stage.working)}). Give more, draw smaller pictures (height, width) or fewer at a time (batch), "
+        f"or take a narrower dtype."
     )

@@ -1,4 +1,4 @@
-"""Which blocks stay if not all of them can: those that pass lie as far apart as possible."""
+"""Which blocks stay if not all of them can, as far apart as possible those that pass; and what a step copies then."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ STEPS = 100
 
 Sizes = Sequence[Sequence[int]]
 """Of every block of every denoiser, ``[n][k]``."""
+
+Turn = tuple[int, int]
+"""Which denoiser runs, and which of its blocks."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,7 @@ def spread(sizes: Sizes, lockstep: bool, resident: float) -> Spread:
     """
     n, due = len(sizes), 0.0
     counted = [(1,)] * n if all(len(blocks) == 1 for blocks in sizes) else sizes
-    turns = [(expert, block) for expert, blocks in enumerate(sizes) for block in range(len(blocks))]
-    if lockstep:
-        turns.sort(key=lambda turn: turn[1])
+    turns = running_order(sizes, range(n), lockstep)
     stays = [[True] * len(blocks) for blocks in sizes]
     staying, away = 0, [0]
     for expert, block in turns:
@@ -65,3 +66,39 @@ def spreads(sizes: Sizes, lockstep: bool) -> list[Spread]:
     """All different choices, from everything to nothing in hundredths of a denoiser."""
     found = [spread(sizes, lockstep, step / STEPS) for step in range(STEPS * len(sizes), -1, -1)]
     return list(dict.fromkeys(found))
+
+
+def running_order(sizes: Sizes, order: Sequence[int], lockstep: bool) -> list[Turn]:
+    """Who runs when in a step; ``order`` has the denoiser of every expert, one perhaps several times."""
+    turns = [(denoiser, block) for denoiser in order for block in range(len(sizes[denoiser]))]
+    return sorted(turns, key=lambda turn: turn[1]) if lockstep else turns
+
+
+def copied(way: Spread, sizes: Sizes, turns: Sequence[Turn], room: int, afresh: bool) -> int:
+    """Bytes that a step copies: every block that passes, unless it is one of the last that were there.
+
+    Args:
+        way: which blocks stay.
+        sizes: bytes of every block.
+        turns: the running order of a step (``running_order``).
+        room: how many blocks that pass are there at once.
+        afresh: nothing that the step before brought is there any more.
+    """
+    coming = [turn for turn in turns if not way.stays[turn[0]][turn[1]] and sizes[turn[0]][turn[1]]]
+    there: list[Turn] = []
+    total = 0
+    for _ in range(1 if afresh else 2):  # the second step finds what the first one leaves
+        total = sum(sizes[one][block] for one, block in _brought(coming, there, room))
+    return total
+
+
+def _brought(coming: Sequence[Turn], there: list[Turn], room: int) -> list[Turn]:
+    brought = []
+    for turn in coming:
+        if turn in there:
+            there.remove(turn)
+        else:
+            brought.append(turn)
+        there.append(turn)
+        del there[:-room]
+    return brought

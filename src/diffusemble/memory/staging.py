@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -80,8 +79,8 @@ def inputs_of(flow: Flow) -> tuple[Tensor, ...]:
     return (flow.hidden, *([] if flow.tokens is None else [flow.tokens]), *flow.skips)
 
 
-def followers(combiner: Combiner, names: tuple[str, ...], experts: int) -> dict[Turn, Turn]:
-    """Which turn comes after which, the first of the next step after the last.
+def followers(combiner: Combiner, names: tuple[str, ...], experts: int, around: bool = True) -> dict[Turn, Turn | None]:
+    """Which turn comes after which; after the last the first of the next step, or none if not ``around``.
 
     In lockstep every expert runs a block before anybody runs the next one. Where nothing is shared on the way one
     expert runs after the other. With a router the same expert is expected to go on; where it does not, its blocks are
@@ -94,7 +93,12 @@ def followers(combiner: Combiner, names: tuple[str, ...], experts: int) -> dict[
         cycles = alone
     else:
         cycles = [[turn for turns in alone for turn in turns]]
-    return {turn: after for cycle in cycles for turn, after in pairwise([*cycle, cycle[0]])}
+    ends = [cycle[0] if around else None for cycle in cycles]
+    return {
+        turn: after
+        for cycle, end in zip(cycles, ends, strict=True)
+        for turn, after in zip(cycle, [*cycle[1:], end], strict=True)
+    }
 
 
 def in_lockstep(combiner: Combiner, names: tuple[str, ...]) -> bool:
@@ -103,7 +107,7 @@ def in_lockstep(combiner: Combiner, names: tuple[str, ...]) -> bool:
 
 
 def scenes(
-    denoisers: list[nn.Module], bundles: Mapping[tuple[int, str], Scene], order: Mapping[Turn, Turn]
+    denoisers: list[nn.Module], bundles: Mapping[tuple[int, str], Scene], order: Mapping[Turn, Turn | None]
 ) -> list[dict[str, Scene]]:
     """For every expert, what its blocks need; ``bundles`` is by ``id`` of the denoiser and name of the block.
 
@@ -115,7 +119,7 @@ def scenes(
 
     def after(turn: Turn) -> Bundle | None:
         own, following = at(turn), order[turn]
-        while following != turn:
+        while following is not None and following != turn:
             scene = at(following)
             if scene is not None and not scene.stays and (own is None or scene.bundle is not own.bundle):
                 return scene.bundle

@@ -31,6 +31,8 @@ class Visitors:
             one's module is not part of the outer group.
         before: called before a group comes.
         staying: weights that are on the compute device anyway.
+        denoisers: groups before all others, each let in when its denoiser itself is called: of an ensemble that is one
+            of them, nobody calls the experts.
     """
 
     def __init__(
@@ -39,17 +41,20 @@ class Visitors:
         groups: Iterable[Sequence[nn.Module]],
         before: Callable[[], None] = lambda: None,
         staying: Iterable[Tensor] = (),
+        denoisers: Sequence[nn.Module] = (),
     ) -> None:
         self.residence, self.before = residence, before
-        self.groups = [tuple(group) for group in groups]
+        others = [tuple(group) for group in groups]
+        self.groups = [*(tuple(one.modules()) for one in denoisers), *others]
+        self.drawing = range(len(denoisers))
         self.staying = {id(weight) for weight in staying}
         self.guests: list[Guest] = []
         self.bytes = 0
         self.inside: int | None = None
         self.handles = [
             module.register_forward_pre_hook(self._opener(number))
-            for number, group in enumerate(self.groups)
-            for module in group
+            for number, doors in enumerate([*((one,) for one in denoisers), *others])
+            for module in doors
             if any(id(weight) not in self.staying for weight in weights_of([module]))  # else nothing has to come
         ]
 
@@ -64,6 +69,11 @@ class Visitors:
             self.guests.pop()
         self.residence.add(-self.bytes)
         self.bytes = 0
+
+    def draw(self) -> None:
+        """Whoever read the prompt or computed before the denoisers leaves; a denoiser may stay."""
+        if self.inside not in self.drawing:
+            self.leave()
 
     def remove(self) -> None:
         """Let the modules be as they were."""
