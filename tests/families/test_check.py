@@ -20,7 +20,7 @@ from tests.families.parts import stable, wider
 from tiny import as_expert, tiny_scheduler, tiny_vae
 from tiny_dit import tiny_chroma_pipeline, tiny_flow_scheduler, tiny_flux_pipeline, tiny_sd3_pipeline
 from tiny_qwen import tiny_qwen
-from tiny_z_image import tiny_z_image_pipeline
+from tiny_z_image import tiny_z_image, tiny_z_image_pipeline
 
 
 def changed(expert: Expert, **parts: Any) -> Expert:
@@ -52,6 +52,12 @@ def test_relatives_of_flux_meet_it_and_no_sd1(make: Callable[[], Any]) -> None:
     message = r"Expert 2 \('other'\): vae scaling_factor is 0.36.*FLUX.1, Chroma and Z-Image"
     with pytest.raises(ValueError, match=message):
         families_of([stable(), other])
+
+
+def test_a_z_image_for_editing_is_refused() -> None:
+    editing = tiny_z_image_pipeline(transformer=tiny_z_image(siglip_feat_dim=8))
+    with pytest.raises(ValueError, match=r"reads several, .* Use experts of Z-Image or Z-Image-Turbo"):
+        families_of([as_expert(tiny_flux_pipeline(), "dev"), as_expert(editing, "editing")])
 
 
 def test_an_sd3_does_not_meet_an_sd1() -> None:

@@ -40,12 +40,7 @@ class ZImageBlocks(StreamBlocks):
     known_kwargs = ("scale",)
 
     def __init__(self, denoiser: Any) -> None:
-        if denoiser.config.siglip_feat_dim is not None or _KIND not in denoiser.all_final_layer:
-            raise ValueError(
-                f"Block-wise ensembles draw one picture from text in patches of 2 x 2 latents, and this Z-Image "
-                f"transformer reads several, or in others (siglip_feat_dim {denoiser.config.siglip_feat_dim}, "
-                f"all_patch_size {tuple(denoiser.config.all_patch_size)}). Use experts of Z-Image or Z-Image-Turbo."
-            )
+        refuse_editing(denoiser)
         time = denoiser.t_embedder.mlp[-1].out_features
         sizes = Sizes((denoiser.dim, denoiser.out_channels), time, denoiser.dim, latents=denoiser.in_channels)
         super().__init__(denoiser, {"layers": "single"}, sizes)
@@ -158,6 +153,20 @@ class ZImageBlocks(StreamBlocks):
                     f"same pictures and captions."
                 )
         return {self.names[index]: sample for index, sample in (samples or {}).items()}
+
+
+def refuse_editing(denoiser: Any) -> None:
+    """Make sure that a Z-Image transformer draws from text alone.
+
+    Raises:
+        ValueError: it is one for editing, or has no patches of 2 x 2 latents.
+    """
+    if denoiser.config.siglip_feat_dim is not None or _KIND not in denoiser.all_final_layer:
+        raise ValueError(
+            f"Ensembles draw one picture from text in patches of 2 x 2 latents, and this Z-Image transformer reads "
+            f"several, or in others (siglip_feat_dim {denoiser.config.siglip_feat_dim}, all_patch_size "
+            f"{tuple(denoiser.config.all_patch_size)}). Use experts of Z-Image or Z-Image-Turbo."
+        )
 
 
 def _whole(image: Tensor, flow: Flow) -> Tensor:

@@ -63,7 +63,7 @@ class SpellingTokenizer:
     """Stands where ``pipe.tokenizer`` stands: letters as numbers, so that no expert's tokenizer misses anything.
 
     Args:
-        usual: length that the first expert's pipeline gives prompts for T5 where nobody says another; None for none.
+        usual: length that the first expert's pipeline gives prompts where nobody says another; None for none.
     """
 
     model_max_length = LONGEST
@@ -85,7 +85,7 @@ class SpellingTokenizer:
         if max_length not in (None, LONGEST, self.usual, TOKENS):
             raise ValueError(
                 f"max_sequence_length={max_length} is a length for one tokenizer, but at output level every expert "
-                f"reads the prompt to the length of its own pipeline ({self.usual} tokens of T5 for the first one). "
+                f"reads the prompt to the length of its own pipeline ({self.usual} tokens for the first one). "
                 f"Leave max_sequence_length out."
             )
         prompts = [text] if isinstance(text, str) else list(text)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusemble.blocks.base import Call
+from diffusemble.blocks.z_image import refuse_editing
 from diffusemble.families.base import Conditions, Family, longest_prompt
 from diffusemble.families.flux import refuse_own_guidance
 
@@ -21,7 +22,12 @@ class ZImageFamily(Family):
     time_unit, time_origin = -1000.0, 1000.0
 
     def describe(self) -> dict[str, tuple[int, ...]]:
-        """``encoder_hidden_states [s d]``, filled up with zeros, and ``attention_mask [s]`` of what is none."""
+        """``encoder_hidden_states [s d]``, filled up with zeros, and ``attention_mask [s]`` of what is none.
+
+        Raises:
+            ValueError: the transformer is one for editing, or has no patches of 2 x 2 latents.
+        """
+        refuse_editing(self.denoiser)
         tokens = longest_prompt(self.expert.pipeline_class)
         return {"encoder_hidden_states": (tokens, self.denoiser.config.cap_feat_dim), "attention_mask": (tokens,)}
 
