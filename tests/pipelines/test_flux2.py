@@ -20,6 +20,7 @@ from diffusemble import EnsembleDenoiser, pack_text
 from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import draw as draw_prompts
 from diffusemble.experts.expert import Expert
+from diffusemble.generation import generate
 from tiny import as_expert
 from tiny_flux2 import tiny_flux2, tiny_flux2_pipeline, tiny_qwen3_tokenizer
 from unet_inputs import randn
@@ -86,6 +87,21 @@ def test_generate_draws_with_guidance() -> None:
     assert np.abs(picture(guidance=1.0) - picture(guidance=4.0)).max() > 0
     with pytest.raises(ValueError, match=r"negative: Flux2KleinPipeline .* takes no negative prompt"):
         picture(guidance=4.0, negative="an owl")
+
+
+def test_guidance_is_there_if_one_expert_needs_it_and_said_to_be_missing_if_none_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wholes = [tiny_flux2_pipeline(seed, is_distilled=seed == 1) for seed in (1, 2)]
+    experts = [as_expert(whole, f"expert {number}") for number, whole in enumerate(wholes)]
+    assert not EnsembleDenoiser(experts).pipeline().config.is_distilled
+    assert EnsembleDenoiser(experts[:1]).pipeline().config.is_distilled
+    wholes[0].save_pretrained(tmp_path)
+    settings = {"prompts": ("a fox",), "steps": 1, "height": 16, "width": 16, "device": "cpu"}
+    for guidance in ({"guidance": 4.0}, {}):
+        generate(GenerateConfig(experts=str(tmp_path), **settings, **guidance))
+    (message,) = (record.getMessage() for record in caplog.records if record.name.startswith("diffusemble"))
+    assert message == "Guidance 4 changes nothing: these experts are distilled, and draw without."
 
 
 def test_pictures_beside_the_one_that_is_drawn_are_refused() -> None:
