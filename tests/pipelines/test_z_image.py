@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from diffusemble.adapters.guidance import guidance_interval
 from diffusemble.config.generate import GenerateConfig
 from diffusemble.drawing import MapChoice
 from diffusemble.drawing import draw as draw_prompts
+from diffusemble.generation import generate
 from tiny import as_expert, randomised
 from tiny_ensembles import check_copies
 from tiny_z_image import TRANSFORMER, tiny_z_image_pipeline, z_image_controlnet
@@ -78,6 +80,12 @@ def test_copies_of_one_expert_draw_what_it_draws(cls: type[Any]) -> None:
         assert np.abs(without - expected).max() > 1e-3
 
 
+def test_a_controlnet_shares_weights_with_one_model_and_not_with_an_ensemble() -> None:
+    pipeline = EnsembleDenoiser([as_expert(tiny_z_image_pipeline())]).pipeline()
+    with pytest.raises(AttributeError, match=r"no 't_scale': .* which ensemble.pipeline\(cls, controlnet=...\) sees to"):
+        ZImageControlNetPipeline(**pipeline.components, controlnet=z_image_controlnet())
+
+
 def test_without_guidance_there_is_one_call_a_step() -> None:
     whole = tiny_z_image_pipeline()
     expected = draw(whole, guidance_scale=0.0)
@@ -112,6 +120,17 @@ def test_generate_draws_with_guidance_and_negative_prompts() -> None:
     np.testing.assert_array_equal(drawn(guidance=1.0)[None], (alone * 255).round())
     assert np.abs(drawn(guidance=1.0) - drawn(guidance=4.0)).max() > 0
     assert np.abs(drawn(guidance=4.0) - drawn(guidance=4.0, negative="an owl")).max() > 0
+
+
+def test_a_prompt_that_the_pipeline_cuts_off_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """These tokenizers take any length, and the pipeline 512 tokens of it."""
+    whole = tiny_z_image_pipeline()
+    whole.tokenizer.model_max_length = 4096
+    whole.save_pretrained(tmp_path)
+    settings = {"steps": 1, "height": 16, "width": 16, "device": "cpu", "guidance": 1.0}
+    generate(GenerateConfig(experts=str(tmp_path), prompts=("a" * 512 + "rest",), **settings))
+    (message,) = (record.getMessage() for record in caplog.records if record.name.startswith("diffusemble"))
+    assert message.endswith("too long; the experts do not see its end: 'rest'.")
 
 
 def test_kept_maps_are_those_of_the_prompt() -> None:

@@ -90,6 +90,11 @@ class Ensemble(Switches):
         """SDXL's added embedding of the first expert; pipelines read its width."""
         return self.denoisers[0].add_embedding
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the latents, where Z-Image's pipelines read them."""
+        return int(self.denoisers[0].config.in_channels)
+
     def train(self: E, mode: bool = True) -> E:
         """Set the aggregator's mode; the frozen experts stay in evaluation mode."""
         super().train(mode)

@@ -17,13 +17,9 @@ _ONE_MODEL = {
         "the first expert only, and an ensemble calls the layers inside. (set_ip_adapter_scale works on pipelines that "
         "ensemble.pipeline(cls) made.)",
     ),
+    "t_scale": "a ControlNet of Z-Image shares it with one model, which ensemble.pipeline(cls, controlnet=...) sees to",
 }
 _EACH = "it belongs to one model"
-_OF_THE_FIRST = (
-    *("in_channels", "t_scale", "t_embedder", "all_x_embedder", "cap_embedder", "rope_embedder"),
-    *("noise_refiner", "context_refiner", "x_pad_token", "cap_pad_token"),
-)
-"""What Z-Image's pipelines and its ControlNet, which refines latents and captions of one model, read of a denoiser."""
 
 
 def _on_every_expert(name: str) -> Callable[..., None]:
@@ -214,9 +210,8 @@ class Switches(ModelMixin):
             return super().__getattr__(name)
         except AttributeError as error:
             first = next(iter(self.__dict__.get("_modules", {}).get("denoisers", ())), None)
-            if name in _OF_THE_FIRST and hasattr(first, name):
-                return getattr(first, name)
-            if name.startswith("__") or not (hasattr(type(first), name) or name in getattr(first, "_modules", ())):
+            own = (*getattr(first, "__dict__", ()), *getattr(first, "_modules", ()))
+            if name.startswith("__") or not (hasattr(type(first), name) or name in own):
                 raise
             raise AttributeError(
                 f"An ensemble has no {name!r}: {_ONE_MODEL.get(name, _EACH)}. Use it on the experts one by one: "

@@ -71,9 +71,11 @@ def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, c
                 f"{cls.__name__} does not take the part {name!r}. Its parts, beside the ensemble in the place of the "
                 f"{place}, are: {', '.join(key for key in parameters if key != place)}."
             )
-    parts = {**first.components, **_text_encoders(experts), **components}
+    # FLUX.2 klein has no guidance where it is distilled; a base model beside it needs some.
+    distilled = {"is_distilled": all(expert.components.get("is_distilled", False) for expert in experts)}
+    parts = {**first.components, **_text_encoders(experts), **distilled, **components}
+    parts[place] = first.denoiser  # for the constructor, where Z-Image's ControlNets come to share weights with one model
     layout = _layout(first, parts, cls)
-    parts[place] = denoiser.reading(layout) if layout else denoiser
     if parts.get("controlnet") is not None and len(experts) > 1:
         parts["controlnet"] = reading_first(parts["controlnet"], len(experts), layout)
     if "requires_safety_checker" in parameters:
@@ -83,7 +85,9 @@ def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, c
     for name, parameter in parameters.items():
         if name not in parts and parameter.default is parameter.empty:
             raise ValueError(f"{cls.__name__} also needs {name!r}: pass it as pipeline({cls.__name__}, {name}=...).")
-    return reaching_every_expert(cls)(**{name: part for name, part in parts.items() if name in parameters})
+    pipeline = reaching_every_expert(cls)(**{name: part for name, part in parts.items() if name in parameters})
+    pipeline.register_modules(**{place: denoiser.reading(layout) if layout else denoiser})
+    return pipeline
 
 
 def _text_encoders(experts: Sequence[Expert]) -> dict[str, nn.Module]:
