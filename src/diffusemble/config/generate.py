@@ -125,5 +125,8 @@ class GenerateConfig(AdapterConfig, EnsembleConfig):
             ("negative", self.negative != ""),
         ):
             if given and self.guidance <= 1:
-                raise ValueError(f"{key} changes guidance, and there is none with guidance: {self.guidance:g}")
+                raise ValueError(
+                    f"{key} changes guidance, and there is none with guidance: {self.guidance:g}; leave {key} out, or "
+                    f"give a guidance above 1"
+                )
         return self
