@@ -29,7 +29,7 @@ def test_the_least_that_a_scene_needs_is_said_and_draws_the_same_picture(
     told: Callable[..., dict[str, Any]], files: Any, tmp_path: Path
 ) -> None:
     settings = told(members=two(files), steps=2, combine="linear")
-    with pytest.raises(ValueError, match=r"No plan fits .*: the least that this drawing needs is") as refused:
+    with pytest.raises(ValueError, match=r"No plan fits .* smaller pictures \(height, width\)") as refused:
         draw_scene(SceneConfig(**settings, memory_budget="1kB"))
     found = re.search(r"needs is ([\d.]+) (\w+)", str(refused.value))
     assert found is not None
