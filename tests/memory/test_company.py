@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusemble import EnsembleDenoiser
 from diffusemble.controls import Interaction
 from diffusemble.controls.base import ControlledUNet
 from diffusemble.controls.image_prompt import ImagePrompt, ImagePromptCondition
@@ -27,7 +28,7 @@ from diffusemble.memory.place import Placement
 from gated_cases import boxes, opened, relations
 from memory_cases import a_plan
 from stock import small_pipeline, small_unet
-from tiny import WIDTH, randomised, tiny_vae
+from tiny import WIDTH, as_expert, randomised, tiny_vae
 
 IMAGE = 12
 
@@ -46,7 +47,7 @@ def controls_of(unet: Any) -> Mapping[str, tuple[Any, Any]]:
 
 @pytest.fixture(scope="module")
 def members() -> list[Member]:
-    """Three controls on one U-Net, the U-Net itself, and another model with a VAE of its own."""
+    """Three controls on one U-Net, the U-Net itself, another model with a VAE of its own, and an ensemble."""
     base = small_pipeline(0)
     told = {"prompt": "a fox", "output_type": "latent"}
     made = []
@@ -55,7 +56,11 @@ def members() -> list[Member]:
         window = (0, 0) if made else None
         made.append(Member(name, pipeline_with(base, [control]), call, window=window))
     other = small_pipeline(1, vae=tiny_vae(1))
-    return [*made, Member("plain", base, told, window=(0, 0)), Member("other", other, told, window=(0, 0))]
+    readers = (base.text_encoder, other.text_encoder)
+    experts = [small_pipeline(seed, vae=base.vae, text_encoder=one) for seed, one in enumerate(readers, start=2)]
+    both = EnsembleDenoiser([as_expert(one, f"expert {number}") for number, one in enumerate(experts)]).eval()
+    pipelines = {"plain": base, "other": other, "both": both.pipeline()}
+    return [*made, *(Member(name, pipeline, told, window=(0, 0)) for name, pipeline in pipelines.items())]
 
 
 def company_of(members: list[Member]) -> tuple[Company, list[Any]]:
@@ -76,7 +81,7 @@ def expected(members: list[Member]) -> Tensor:
     return latents(members)
 
 
-@pytest.mark.parametrize(("resident", "parts"), [(2, "stay"), (0, "layers")])
+@pytest.mark.parametrize(("resident", "parts"), [(3, "stay"), (0, "layers")])
 def test_members_draw_the_same_bits(members: list[Member], expected: Tensor, resident: int, parts: str) -> None:
     company, pipelines = company_of(members)
     plan = a_plan(company, pipelines, resident=resident, parts=parts)
@@ -94,13 +99,13 @@ def test_members_draw_the_same_bits(members: list[Member], expected: Tensor, res
             hook.remove()
         assert 0 < placed.residence.peak <= plan.weights
     assert placed.residence.bytes == 0
-    assert torch.equal(latents(members), expected)
     if resident == 0:  # whoever computes is there with the U-Net that four share, and nobody else
+        assert torch.equal(latents(members), expected)
         base = bytes_of(weights_of([members[0].pipeline.unet.unet]))
-        first = bytes_of([next(members[4].pipeline.unet.parameters())])
         own = {one.name: bytes_of(weights_of(one.pipeline.unet.controls)) for one in members[:3]}
-        other = bytes_of(weights_of([members[4].pipeline.unet]))
-        assert seen == {name: base + first + size for name, size in own.items()} | {"other": base + other}
+        firsts = {one.name: bytes_of([next(one.pipeline.unet.parameters())]) for one in members[4:]}
+        own |= {one.name: bytes_of(weights_of([one.pipeline.unet])) - firsts[one.name] for one in members[4:]}
+        assert seen == {name: base + sum(firsts.values()) + size for name, size in own.items()}
 
 
 def test_what_members_share_is_counted_once(members: list[Member]) -> None:
@@ -112,6 +117,8 @@ def test_what_members_share_is_counted_once(members: list[Member]) -> None:
     assert bytes_of(everything) <= a_plan(company, pipelines).weights < 1.05 * bytes_of(everything)
     away = a_plan(company, pipelines, resident=0, parts="visit")
     shared = bytes_of(weights_of([members[0].pipeline.unet.unet]))
+    readers = networks_of(Company([pipelines[5], pipelines[0]]), [pipelines[5], pipelines[0]]).encoders
+    assert readers == networks.encoders  # one by one also of an ensemble that comes first
     assert away.encode.weights < shared + 1.05 * max(bytes_of(weights_of([one])) for one in networks.encoders) + 2000
 
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from diffusemble import EnsembleDenoiser
+from diffusemble import EnsembleDenoiser, build_aggregator
 from diffusemble.blocks.packing import PartwiseText
 from diffusemble.memory.bundle import Bundle, bytes_of, weights_of
+from diffusemble.memory.measure import measure_weights
+from diffusemble.memory.networks import networks_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.staging import StagedBlocks
 from memory_cases import FAMILIES, N, a_call, a_plan, an_ensemble, predict, watch
@@ -54,14 +56,20 @@ def test_every_order_of_blocks_predicts_the_same_bits(combiner: str) -> None:
     assert wrong == []
 
 
-def test_one_expert_after_the_other_brings_what_the_plan_says() -> None:
-    ensemble = an_ensemble("sd", "mean", points="last")
-    call, plan = a_call(ensemble), a_plan(ensemble, resident=1.5)
+@pytest.mark.parametrize(("points", "copies"), [("last", 2), ("all", 1)])
+def test_an_expert_in_two_places_brings_what_the_plan_says(points: str, copies: int) -> None:
+    """One expert after the other, its blocks come twice in a step; in lockstep they are still there."""
+    first, second = (FAMILIES["sd"](seed) for seed in range(2))
+    experts = [first, second, first]
+    options = {"points": points} if points == "last" else {}
+    ensemble = EnsembleDenoiser(experts, build_aggregator("mean", experts, **options)).eval()
+    call, plan = a_call(ensemble), a_plan(ensemble, resident=0)
+    sizes = [sum(blocks) for blocks in measure_weights(networks_of(ensemble)).blocks]
     with Placement(ensemble, plan, "cpu") as placed:
         predict(ensemble, call)
         before = placed.conveyor.brought
         predict(ensemble, call)
-        assert placed.conveyor.brought - before == plan.travels > 0
+        assert placed.conveyor.brought - before == plan.travels == copies * sizes[0] + sizes[1]
 
 
 def test_weights_are_where_they_were_after_a_placement() -> None:
@@ -217,6 +225,20 @@ def test_nothing_may_be_attached_meanwhile() -> None:
         ensemble.denoisers[1].late = nn.Linear(2, 3)
         with pytest.raises(ValueError, match=r"2 weights came after it was placed, such as denoisers\.1\.late\.weight"):
             predict(ensemble, a_call(ensemble))
+
+
+def test_weights_are_in_one_placement_at_a_time() -> None:
+    ensemble = an_ensemble("sd", "mean", n=2)
+    other, plan = EnsembleDenoiser([ensemble.experts[1]]), a_plan(ensemble, resident=0)
+    with Placement(ensemble, plan, "cpu") as placed:
+        before = [weight.data_ptr() for weight in weights_of([ensemble])]
+        for twice in (ensemble, other):
+            with pytest.raises(ValueError, match=r"Another memory plan holds .*: placement\.adopt\(ensemble\)"):
+                Placement(twice, a_plan(twice, resident=0), "cpu")
+        assert [weight.data_ptr() for weight in weights_of([ensemble])] == before
+        assert placed.residence.bytes > 0
+    with Placement(other, a_plan(other, resident=0), "cpu"):
+        pass
 
 
 def test_a_plan_for_others_is_refused() -> None:

@@ -120,6 +120,14 @@ def test_a_budget_that_nothing_fits_names_the_least() -> None:
         choose(WEIGHTS, WORKING, MemoryConfig(), 800)
 
 
+def test_the_least_that_is_named_is_enough() -> None:
+    weights = replace(WEIGHTS, outside=1_234_567_894)
+    with pytest.raises(ValueError, match=r"the least that this drawing needs is 1\.24 GB") as refused:
+        choose(weights, WORKING, MemoryConfig(), parse_bytes("1.23GB"))
+    assert choose(weights, WORKING, MemoryConfig(), parse_bytes("1.24 GB")).peak < 1_240_000_000
+    assert "budget of 1.23 GB" in str(refused.value)
+
+
 def test_without_a_budget_what_was_chosen_is_kept() -> None:
     plan = choose(WEIGHTS, WORKING, MemoryConfig(resident=1, parts="layers", vae="tiles"), None)
     assert (plan.resident, plan.parts, plan.vae, plan.exact) == (1, "layers", "tiles", False)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from diffusemble.memory.spread import spread, spreads
+from diffusemble.memory.spread import copied, running_order, spread, spreads
 
 
 @pytest.mark.parametrize(("n", "resident"), [(1, 0), (2, 1), (3, 1), (3, 2), (3, 3), (2, 7)])
@@ -59,3 +59,26 @@ def test_all_choices_go_from_everything_to_nothing() -> None:
     found = spreads(((30, 500, 80, 80), (30, 500, 80, 80)), True)
     assert (found[0].passing, found[-1].resident) == (0, 0)
     assert len({one.stays for one in found}) == len(found)
+
+
+SIZES = ((1, 2, 4), (10, 20, 40))
+
+
+@pytest.mark.parametrize(
+    ("order", "lockstep", "room", "afresh", "expected"),
+    [
+        ((0, 1), True, 2, False, 77),
+        ((0, 1, 0), True, 2, False, 77),  # the first expert's block is still there for the third one
+        ((0, 0, 1), True, 2, False, 77),
+        ((0, 1, 0), False, 2, False, 7 + 77),  # each of its blocks was overwritten in between
+        ((0, 0), False, 1, False, 14),
+        ((0,), False, 3, False, 0),  # all of them find room, and nothing is copied again
+        ((0,), False, 3, True, 7),
+    ],
+)
+def test_what_is_still_there_is_not_copied(
+    order: tuple[int, ...], lockstep: bool, room: int, afresh: bool, expected: int
+) -> None:
+    turns = running_order(SIZES, order, lockstep)
+    assert copied(spread(SIZES, lockstep, 0), SIZES, turns, room, afresh) == expected
+    assert copied(spread(SIZES, lockstep, 2), SIZES, turns, room, afresh) == 0

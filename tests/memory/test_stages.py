@@ -125,8 +125,11 @@ def test_controlnets_are_counted_once_and_are_where_the_plan_says(
     seen: list[int] = []
     with Placement(ensemble, plan, "cpu", pipelines) as placed:
         hooks = [net.register_forward_hook(lambda *_: seen.append(placed.visitors.bytes)) for net in nets]
+        steps: list[int] = []
+        hooks.append(ensemble.register_forward_hook(lambda *_: steps.append(placed.conveyor.brought)))
         pipelines[0](["a fox"], **call_of(2))
         assert placed.residence.peak <= plan.weights
+    assert steps[1] - steps[0] == plan.travels - (0 if controls == "stay" else sum(sizes))
     for hook in hooks:
         hook.remove()
     assert seen == ([0] * 4 if controls == "stay" else sizes * 2)  # nobody else is there while one computes
