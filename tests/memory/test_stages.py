@@ -249,6 +249,7 @@ def test_who_steps_aside_leaves_its_first_weight_and_comes_back() -> None:
     ("more", "message"),
     [
         ({"memory": {"parts": "stay"}}, r"memory\.parts: with a refiner the two stages take turns"),
+        ({"memory": {"controls": "visit"}}, r"memory\.controls says where ControlNets are, and there are none"),
         (
             {"memory_budget": "1GB", "refiner": {"experts": ["r"], "device": "cuda:1"}},
             "a memory plan is for one device",

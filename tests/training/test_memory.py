@@ -70,6 +70,11 @@ def test_adapters_learn_the_same_while_their_experts_pass(pictures: Path) -> Non
         assert torch.allclose(free, placed, atol=1e-4)
 
 
+def test_controlnets_have_no_part_in_training(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"memory\.controls .* training has none"):
+        small_config(pictures, tmp_path, memory={"controls": "visit"})
+
+
 def test_adapters_at_output_level_stay(pictures: Path, tmp_path: Path) -> None:
     ensemble = OutputEnsembleDenoiser(small_experts(), "mean")
     add_adapters(ensemble.denoisers, 2)

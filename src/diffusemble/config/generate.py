@@ -98,6 +98,12 @@ class GenerateConfig(AdapterConfig, EnsembleConfig):
         return self
 
     @model_validator(mode="after")
+    def _controls_are_there(self) -> GenerateConfig:
+        if self.memory is not None and self.memory.controls is not None and not self.controlnets:
+            raise ValueError("memory.controls says where ControlNets are, and there are none; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _adapters_have_steps(self) -> GenerateConfig:
         last = 1.0 if self.refiner is None else self.refiner.start
         steps = [step for step in range(self.steps) if step / self.steps < last]

@@ -156,6 +156,12 @@ class RunConfig(Schema):
         return self
 
     @model_validator(mode="after")
+    def _nothing_controls(self: R) -> R:
+        if self.memory is not None and self.memory.controls is not None:
+            raise ValueError("memory.controls says where ControlNets are, and training has none; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _timesteps_are_in_order(self: R) -> R:
         if self.timesteps is not None and self.timesteps[0] > self.timesteps[1]:
             raise ValueError(f"timesteps are a first and a last one, such as [0, 999]; got {list(self.timesteps)}")
