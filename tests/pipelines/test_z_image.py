@@ -82,7 +82,7 @@ def test_copies_of_one_expert_draw_what_it_draws(cls: type[Any]) -> None:
 
 def test_a_controlnet_shares_weights_with_one_model_and_not_with_an_ensemble() -> None:
     pipeline = EnsembleDenoiser([as_expert(tiny_z_image_pipeline())]).pipeline()
-    with pytest.raises(AttributeError, match=r"no 't_scale': .* which ensemble.pipeline\(cls, controlnet=...\) sees to"):
+    with pytest.raises(AttributeError, match=r"'t_scale': .* which ensemble.pipeline\(cls, controlnet=...\) sees to"):
         ZImageControlNetPipeline(**pipeline.components, controlnet=z_image_controlnet())
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from diffusemble.scene.config import SceneConfig
 from diffusemble.scene.draw import draw_scene
+from tiny_dit import tiny_chroma_pipeline
 
 Scene = Callable[..., SceneConfig]
 
@@ -59,6 +60,12 @@ def test_what_is_missing_is_named(scene: Scene, settings: dict[str, Any], messag
     with pytest.raises(ValueError) as caught:
         draw_scene(scene(**settings))
     assert message in str(caught.value)
+
+
+def test_a_base_without_a_unet_is_refused(scene: Scene, tmp_path: Path) -> None:
+    tiny_chroma_pipeline(0).save_pretrained(tmp_path / "chroma")
+    with pytest.raises(ValueError, match=r"model with a U-Net .* is of ChromaPipeline. Give another base"):
+        draw_scene(scene(base=str(tmp_path / "chroma")))
 
 
 def test_weights_of_another_kind(scene: Scene, files: Any) -> None:

@@ -52,7 +52,7 @@ def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, c
             f"experts have one each. Draw with ensemble.pipeline() and the control of this library, "
             f"diffusemble.controls.pipeline_with(pipe, [Gligen.from_pretrained(...)])."
         )
-    if cls.__name__.startswith("ZImage") and type(denoiser.aggregator).__name__ == "MagicFusion":
+    if cls.__name__.startswith("ZImage") and type(getattr(denoiser, "aggregator", None)).__name__ == "MagicFusion":
         raise ValueError(
             f"MagicFusion reads what guidance puts into one call, without the prompt and then with it, and "
             f"{cls.__name__} puts them the other way round. Choose another aggregator, such as sabw or mean."
@@ -74,8 +74,8 @@ def build_pipeline(denoiser: Any, experts: Sequence[Expert], cls: type | None, c
     # FLUX.2 klein has no guidance where it is distilled; a base model beside it needs some.
     distilled = {"is_distilled": all(expert.components.get("is_distilled", False) for expert in experts)}
     parts = {**first.components, **_text_encoders(experts), **distilled, **components}
-    parts[place] = first.denoiser  # for the constructor, where Z-Image's ControlNets come to share weights with one model
-    layout = _layout(first, parts, cls)
+    parts[place] = first.denoiser  # for the constructor: Z-Image's ControlNets share weights with one model
+    layout = _layout(first, parts, cls) if len(experts) > 1 else None
     if parts.get("controlnet") is not None and len(experts) > 1:
         parts["controlnet"] = reading_first(parts["controlnet"], len(experts), layout)
     if "requires_safety_checker" in parameters:

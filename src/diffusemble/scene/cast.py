@@ -128,6 +128,11 @@ class _Loader:
         self.records: list[ExpertRecord] = []
         self.parts: dict[str, nn.Module] = {}
         self.base = self._single(scene.base, "base")
+        if not hasattr(self.base, "unet"):
+            raise ValueError(
+                f"The base of a scene is a model with a U-Net (Stable Diffusion), and {scene.base} is of "
+                f"{type(self.base).__name__}. Give another base; diffusemble generate draws with this one."
+            )
 
     def control(self, part: MemberConfig) -> Any:
         """A control on the device, and its files noted."""
