@@ -63,7 +63,7 @@ def drawn(ensemble: EnsembleDenoiser) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("family", "parts"),
-    [("sd", "layers"), ("sdxl", "visit"), ("flux", "layers"), ("flux2", "layers"), ("sd3", "visit")],
+    [("sd", "layers"), ("flux", "layers"), ("flux2", "layers"), ("sd3", "visit")],  # SDXL: test_two_stages_take_turns
 )
 def test_every_family_draws_the_same_bits(family: str, parts: str) -> None:
     ensemble = an_ensemble(family)
@@ -210,7 +210,7 @@ class Adapted:
 
 
 def test_a_budget_draws_the_same_pictures_and_keeps_to_it(trained_pair: tuple[str, ...], tmp_path: Path) -> None:
-    config = GenerateConfig(prompts=("a cat", "a dog"), experts=trained_pair, steps=1, device="cpu", compare=True)
+    config = GenerateConfig(prompts=("a cat", "a dog"), experts=trained_pair, steps=1, device="cpu")
     free = generate(config)
     assert free.memory is None
     least = choose_plan(an_ensemble("sd"), None, Drawing(batch=2), MemoryConfig(resident=0, parts="visit"))
@@ -221,9 +221,6 @@ def test_a_budget_draws_the_same_pictures_and_keeps_to_it(trained_pair: tuple[st
     assert tight.memory.weights <= tight.memory.plan.weights <= tight.memory.budget
     for one, other in zip(free.pictures, tight.pictures, strict=True):
         assert one.image.tobytes() == other.image.tobytes()
-    assert free.sheet is not None
-    assert tight.sheet is not None
-    assert free.sheet.tobytes() == tight.sheet.tobytes()
     with Image.open(tight.save(tmp_path).pictures[0]) as saved:
         assert saved.size == (16, 16)
 

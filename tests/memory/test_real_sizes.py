@@ -60,7 +60,7 @@ def test_a_pass_keeps_the_shape_of_the_latents(name: str) -> None:
 def test_a_placement_counts_what_the_plan_says(name: str, resident: float) -> None:
     """Two experts of a real size; without numbers, they weigh nothing here."""
     with torch.device("meta"):
-        ensemble = EnsembleDenoiser([ARCHITECTURES[name].build().half() for _ in range(2)])
+        ensemble = EnsembleDenoiser([denoiser(name), ARCHITECTURES[name].build().half()])
     plan = make_plan(measure_weights(networks_of(ensemble)), Working(), MemoryConfig(resident=resident, parts="visit"))
     with Placement(ensemble, plan, "meta") as placed:
         for point in ensemble.points:
