@@ -18,7 +18,7 @@ from diffusemble.comparison import TOGETHER, sheet_of, title_of, ways_of
 from diffusemble.config.adapters import AdapterConfig
 from diffusemble.config.ensemble import AggregatorConfig, EnsembleConfig, RefinerConfig
 from diffusemble.config.generate import GenerateConfig, MadeWith
-from diffusemble.drawing import Picture, Stages, choose_maps, draw_by, install, longest_prompt, placement
+from diffusemble.drawing import Picture, Stages, choose_maps, draw_by, guidance_of, install, longest_prompt, placement
 from diffusemble.ensembles.assembly import assemble, open_ensemble
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.load import load_experts
@@ -215,5 +215,7 @@ def _stages(ways: Mapping[str, Ensemble], refiner: Ensemble | None, config: Gene
     """Pipelines for every way, with the same ControlNets and image encoder."""
     parts = adapter_parts(ways[TOGETHER], config)
     firsts = {title: install(way, config, parts) for title, way in ways.items()}
+    for first in firsts.values():
+        guidance_of(first, config.guidance, [config.negative])  # refuses what one of them cannot do before any draws
     second = None if refiner is None else refiner_pipeline(refiner, firsts[TOGETHER])
     return {title: Stages(ways[title], first, second) for title, first in firsts.items()}

@@ -110,6 +110,11 @@ def test_flux_and_its_relatives_from_folders_to_pictures_and_back(tmp_path: Path
         assert done.exit_code == 0, done.output
     with Image.open(tmp_path / "0.png") as one, Image.open(tmp_path / "1.png") as other:
         assert one.tobytes() == other.tobytes()
+    seen: list[str] = []
+    alone = GenerateConfig(**FAST, experts=folders[1::-1], level="output", negative="fog", compare=True)
+    with pytest.raises(ValueError, match="negative: guidance is built into these experts"):  # of FLUX alone
+        generate(alone, lambda share, what: seen.append(what))
+    assert seen == ["loading experts"]
     experts = load_experts(folders[::-1])
     ensemble = OutputEnsembleDenoiser(experts, randomised(build_output_aggregator("sabw", experts, preset="tiny")))
     ensemble.save_pretrained(tmp_path / "saved")
