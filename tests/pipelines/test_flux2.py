@@ -98,8 +98,7 @@ def test_guidance_is_there_if_one_expert_needs_it_and_said_to_be_missing_if_none
     assert EnsembleDenoiser(experts[:1]).pipeline().config.is_distilled
     wholes[0].save_pretrained(tmp_path)
     settings = {"prompts": ("a fox",), "steps": 1, "height": 16, "width": 16, "device": "cpu"}
-    for guidance in ({"guidance": 4.0}, {}):
-        generate(GenerateConfig(experts=str(tmp_path), **settings, **guidance))
+    generate(GenerateConfig(experts=str(tmp_path), guidance=4.0, **settings))
     (message,) = (record.getMessage() for record in caplog.records if record.name.startswith("diffusemble"))
     assert message == "Guidance 4 changes nothing: these experts are distilled, and draw without."
 

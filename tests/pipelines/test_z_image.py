@@ -41,6 +41,7 @@ def draw(pipeline: Any, **options: Any) -> np.ndarray:
         "width": 24,
         "num_inference_steps": 2,
         "output_type": "np",
+        "max_sequence_length": 64,
         "generator": torch.Generator().manual_seed(11),
     }
     return pipeline(**{**settings, **options}).images
