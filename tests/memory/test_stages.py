@@ -84,7 +84,7 @@ def same(one: Pictures, other: Pictures) -> bool:
 
 
 def test_controlnets_and_image_prompts_draw_the_same_bits(home: Path) -> None:
-    config = config_of(home, "e0", "e1", **adapters(home, 1), compare=True)
+    config = config_of(home, "e0", "e1", **adapters(home, 1), compare=True, steps=1)
     free = generate(config)
     memory = MemoryConfig(resident=0.5, parts="visit", controls="visit")
     drawn = generate(config.model_copy(update={"memory": memory}))
