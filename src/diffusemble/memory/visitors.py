@@ -101,8 +101,8 @@ class Visitors:
             self.residence.add(size)
             self.bytes += size
             home = weight.data
-            # From pinned memory the host does not wait: the copy is on the stream that will compute.
-            copy = home.to(self.residence.device, copy=True, non_blocking=True)
+            # On the stream that will compute. What comes whole rests in pageable memory, so the host waits for it.
+            copy = home.to(self.residence.device, copy=True)
             self.guests.append(Guest(weight, home, copy))
             weight.data = copy
 
