@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffusemble.ensembles.block_level import EnsembleDenoiser
 from diffusemble.experts.expert import Expert
 from diffusemble.training.config import TrainConfig
+from diffusemble.training.corpus import Corpus, encode_corpus
 from diffusemble.training.log import read_log
 from diffusemble.training.train import Progress, train
 from tiny import small_pipeline, small_unet
@@ -59,6 +61,12 @@ def small_config(data: Path, output: Path, **changes: Any) -> TrainConfig:
         "save_every": 3,
     }
     return TrainConfig.model_validate({**settings, **changes})
+
+
+def encode(experts: Sequence[Expert], data: Path, output: Path, **changes: Any) -> Corpus:
+    """Pictures of ``data`` and their captions, as ``experts`` are told them."""
+    config = small_config(data, output, cache=output / "cache", **changes)
+    return encode_corpus(config.data, config, EnsembleDenoiser(experts), lambda *_: None)
 
 
 def same_log(folder: Path) -> list[tuple[Any, ...]]:
