@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from tiny import randomised
 from tiny_dit import tiny_flow_scheduler
+from tiny_qwen import tiny_qwen_tokenizer
 
 LAYERS, HIDDEN = 3, 8  # of the text encoder that the pipeline reads, and their width
 TEXT = LAYERS * HIDDEN
@@ -39,11 +39,8 @@ def tiny_flux2(seed: int = 0, **config: Any) -> Flux2Transformer2DModel:
 
 def tiny_qwen3_tokenizer(length: int = 48) -> Qwen2Tokenizer:
     """A Qwen tokenizer that spells bytes, with a conversation around the prompt."""
-    letters = sorted(ByteLevel.alphabet())
-    tokenizer = Qwen2Tokenizer(
-        vocab={letter: number for number, letter in enumerate(letters)}, merges=[], model_max_length=length
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer = tiny_qwen_tokenizer()
+    tokenizer.model_max_length = length
     tokenizer.chat_template = _CHAT
     return tokenizer
 
