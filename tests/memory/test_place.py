@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -88,6 +89,22 @@ def test_weights_are_where_they_were_after_a_placement(three: EnsembleDenoiser) 
     storages = {weight.untyped_storage().data_ptr() for weight in weights_of([ensemble])}
     assert len(storages) == len(weights_of([ensemble]))  # every weight has its own memory again
     assert type(ensemble.blocks[0]).__name__ == "UNetBlocks"
+
+
+def test_a_released_block_is_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = an_ensemble("sd", "mean", n=2)
+    with Placement(ensemble, a_plan(ensemble, resident=0), "cpu") as placed:
+        homes = [weakref.ref(scene.bundle.home) for scene in placed.bundles.values()]
+        left = list[int]()
+
+        def unpack(bundle: Bundle, device: torch.device) -> None:
+            left.append(sum(home() is not None for home in homes))
+            unpacking(bundle, device)
+
+        unpacking = Bundle.unpack
+        monkeypatch.setattr(Bundle, "unpack", unpack)
+        placed.release()
+    assert left == list(range(len(homes), 0, -1))
 
 
 def test_nothing_is_on_the_device_after_a_placement() -> None:

@@ -20,7 +20,7 @@ from diffusemble.memory.hold import held
 from diffusemble.memory.measure import Denoiser, denoisers_of
 from diffusemble.memory.networks import networks_of
 from diffusemble.memory.plan import Plan
-from diffusemble.memory.residence import Residence, give_back_free_memory
+from diffusemble.memory.residence import Residence, give_back_free_memory, give_back_pinned_memory
 from diffusemble.memory.slices import sliced_attention, sliced_decoding
 from diffusemble.memory.staging import Scene, StagedBlocks, followers, scenes
 from diffusemble.memory.visitors import Visitors, layer_by_layer, whole
@@ -143,9 +143,11 @@ class Placement:
         self.visitors.remove()
         self.conveyor.close()
         self._count(0)
-        for key, scene in list(self.bundles.items()):
+        while self.bundles:
+            key, scene = next(iter(self.bundles.items()))
             scene.bundle.unpack(self.origin)
-            del self.bundles[key]  # not before: who is interrupted in between unpacks it again
+            del self.bundles[key], scene  # not before: who is interrupted in between unpacks it again
+            give_back_pinned_memory()  # else everything would be in the computer's memory twice
         parts = [*self.networks.encoders, *self.networks.controls, *self.networks.vaes]
         _move([*self.staying.values(), *weights_of([self.ensemble, *parts])], self.origin)
 

@@ -48,3 +48,10 @@ def give_back_free_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if trim is not None:
             trim(0)
+
+
+def give_back_pinned_memory() -> None:
+    """Let the system have pinned memory that was freed, which PyTorch keeps otherwise (older versions always do)."""
+    empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
+    if empty is not None and torch.cuda.is_initialized():
+        empty()
