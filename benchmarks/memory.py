@@ -5,8 +5,8 @@
 
 Without a budget fewer and fewer denoisers stay. Within a budget there are two plans: one of whole denoisers that stay,
 one of as many blocks as it allows. On the meta device (the default) weights have sizes but no numbers, so that nothing
-is too large: what passes a stage is counted, working memory is estimated. With ``--device cuda`` the same plans run
-with random weights.
+is too large: what passes a stage is counted, working memory is estimated. With ``--device cuda`` (or ``cpu``, which
+saves nothing there, but shows that it runs) the same plans run with random weights.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,13 +24,16 @@ from typing import Annotated, Any
 import torch
 import typer
 from architectures import ARCHITECTURES
-from cost import Size, random_inputs
 from diffusers import ControlNetModel
+from forward import DTYPES, WAIT, processor
 from rich.console import Console
 
 from diffusemble import EnsembleDenoiser, build_aggregator
+from diffusemble.blocks.base import Call
+from diffusemble.blocks.example import LONG_PROMPT, example
 from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.units import format_bytes, parse_bytes
+from diffusemble.evaluation.studies.clock import Memory
 from diffusemble.memory.measure import measure_weights
 from diffusemble.memory.networks import networks_of
 from diffusemble.memory.place import Placement
@@ -37,7 +41,6 @@ from diffusemble.memory.plan import Plan, make_plan
 from diffusemble.memory.plan import plans as all_plans
 from diffusemble.memory.working import measure_working
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COLUMNS = ("experts", "denoisers that stay", "parts", "copied a step", "weights, planned", "weights, counted")
 COLUMNS += ("estimated peak",)
 MEASURED = ("peak measured", "seconds a step", "to all in memory")
@@ -54,9 +57,20 @@ class Row:
     seconds: float | None = None
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What is made meanwhile has this type from the first, so that nothing is there as float32 before."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def build(size: str, n: int, dtype: torch.dtype, device: str) -> EnsembleDenoiser:
     """``n`` experts that share only their VAE, and SABW at its published size."""
-    with torch.device(device):
+    with torch.device(device), default_dtype(dtype):
         experts = ARCHITECTURES[size].experts(n, dtype)
         aggregator = build_aggregator("sabw", [expert.denoiser for expert in experts]).to(dtype)
     return EnsembleDenoiser(experts, aggregator).eval()
@@ -106,31 +120,52 @@ def count(ensemble: EnsembleDenoiser, pipelines: Sequence[Any], plan: Plan) -> R
     return Row(plan, placed.residence.peak, steps[1] - steps[0])
 
 
-def run(ensemble: EnsembleDenoiser, plan: Plan, size: str, device: str, steps: int) -> Row:
-    """Denoise one picture with guidance, and decode it."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    architecture, seconds = ARCHITECTURES[size], []
-    inputs = random_inputs(
-        Size(architecture.denoiser, architecture.latents, 77), len(ensemble.experts), device, ensemble.dtype, batch=2
-    )
+def random_call(denoiser: Any, latents: int) -> Call:
+    """A call of one denoiser for a picture with guidance, of random latents and text."""
+
+    def randomised(value: Any, name: str = "") -> Any:
+        if isinstance(value, dict):
+            return {key: randomised(one, key) for key, one in value.items()}
+        if isinstance(value, list):
+            return [randomised(one, name) for one in value]
+        places = name.endswith("ids") or not isinstance(value, torch.Tensor) or value.ndim < 2
+        return value if places else torch.randn_like(value)
+
+    call = example(denoiser, (latents, latents), batch=2)
+    return Call(torch.randn_like(call.sample), call.timestep, randomised(call.inputs))
+
+
+def run(ensemble: EnsembleDenoiser, plan: Plan, latents: int, device: str, steps: int) -> Row:
+    """Read a prompt, denoise one picture with guidance, and decode it.
+
+    On a CPU weights rest in the same memory as they compute in. Its peak is therefore the weights that are there once
+    everything is placed, and what the process took from then on.
+    """
+    parts, memory, seconds = networks_of(ensemble), Memory(device), list[float]()
+    wait = WAIT.get(device.split(":")[0], lambda: None)
     with Placement(ensemble, plan, device) as placed, torch.inference_mode():
-        for encoder in networks_of(ensemble).encoders:
-            encoder(torch.zeros(2, 77, dtype=torch.long, device=device))
+        call = random_call(ensemble.denoisers[0], latents)
+        memory.start()
+        there = memory.before if memory.cuda else placed.residence.bytes
+        for encoder in parts.encoders:
+            tokens = min(getattr(encoder.config, "max_position_embeddings", LONG_PROMPT), LONG_PROMPT)
+            encoder(torch.zeros(2, tokens, dtype=torch.long, device=device))
         for _ in range(steps):
             before = placed.conveyor.brought
-            torch.cuda.synchronize()
+            wait()
             started = time.perf_counter()
-            latents = ensemble(**inputs).sample[:1]
-            torch.cuda.synchronize()
+            placed.visitors.draw()
+            ensemble.predict(call, [call.inputs] * len(ensemble.experts))
+            wait()
             seconds.append(time.perf_counter() - started)
             copied = placed.conveyor.brought - before
-        (vae,) = networks_of(ensemble).vaes
-        wide = torch.nn.Module.float(vae) if vae.config.force_upcast else vae
-        wide.decode(latents.to(next(wide.parameters()).dtype))
+        (vae,) = parts.vaes
+        wide = torch.nn.Module.float(vae) if vae.config.get("force_upcast") else vae
+        wide.decode(torch.randn(1, vae.config.latent_channels, latents, latents, device=device, dtype=wide.dtype))
         torch.nn.Module.to(vae, ensemble.dtype)
-        measured = torch.cuda.max_memory_allocated(), statistics.median(seconds[1:])
-        return Row(plan, placed.residence.peak, copied, *measured)
+        grown = memory.peak()
+        peak = None if grown is None else there + grown
+        return Row(plan, placed.residence.peak, copied, peak, statistics.median(seconds[1:]))
 
 
 def cells(budget: str, row: Row, first: Row) -> tuple[str, ...]:
@@ -140,9 +175,10 @@ def cells(budget: str, row: Row, first: Row) -> tuple[str, ...]:
     said = (budget,) if budget else ()
     said += (str(plan.experts), f"{plan.resident:.3g}", parts)
     said += tuple(map(format_bytes, (row.copied, plan.weights, row.counted, plan.peak)))
-    if row.peak is None or row.seconds is None or first.seconds is None:
+    if row.seconds is None or first.seconds is None:
         return said
-    return (*said, format_bytes(row.peak), f"{row.seconds:.3f}", f"{row.seconds / first.seconds:.2f}")
+    peak = "unknown" if row.peak is None else format_bytes(row.peak)
+    return (*said, peak, f"{row.seconds:.3f}", f"{row.seconds / first.seconds:.2f}")
 
 
 def markdown(title: str, first: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -158,27 +194,28 @@ def main(
     budget: Annotated[list[str], typer.Option(help="what fits into it, such as 12GB; several times")] = [],  # noqa: B006
     controlnet: Annotated[bool, typer.Option(help="with a ControlNet; only counted")] = False,
     dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32")] = "float16",
-    device: Annotated[str, typer.Option(help="meta: count; cuda: run")] = "meta",
+    device: Annotated[str, typer.Option(help="meta: count; cuda, cpu: run")] = "meta",
     steps: Annotated[int, typer.Option(help="steps to time; the first is not counted", min=2)] = 6,
     table: Annotated[Path | None, typer.Option("--markdown", help="append the tables here")] = None,
 ) -> None:
     """Count, and on CUDA measure, every plan."""
     console = Console(width=140)
     for name in size:
-        rows: list[tuple[str, ...]] = []
+        rows, latents = list[tuple[str, ...]](), ARCHITECTURES[name].latents
         for n in experts:
             ensemble = build(name, n, DTYPES[dtype], "meta" if device == "meta" else "cpu")
             done: list[Row] = []
             added = [control(ensemble)] if controlnet and device == "meta" else []
-            for limit, plan in plans(ensemble, added, ARCHITECTURES[name].latents, budget):
-                one = count(ensemble, added, plan) if device == "meta" else run(ensemble, plan, name, device, steps)
+            for limit, plan in plans(ensemble, added, latents, budget):
+                one = count(ensemble, added, plan) if device == "meta" else run(ensemble, plan, latents, device, steps)
                 done.append(one)
                 rows.append(cells(limit, done[-1], done[0]))
                 console.print(*rows[-1], sep="  ")
-        side = 8 * ARCHITECTURES[name].latents
-        where = "counted on the meta device, no GPU was used" if device == "meta" else torch.cuda.get_device_name()
-        what = f"{name}{' with a ControlNet' if controlnet else ''}, {side} px, one picture with guidance, {dtype}"
-        text = markdown(f"{what}; {where}", ("budget",) if budget else (), rows)
+        where = "counted on the meta device, no GPU was used" if device == "meta" else processor(device)
+        what = (
+            f"{name}{' with a ControlNet' if controlnet else ''}, {8 * latents} px, one picture with guidance, {dtype}"
+        )
+        text = markdown(f"{what}, one picture with guidance, {dtype}; {where}", ("budget",) if budget else (), rows)
         console.print(text, markup=False, soft_wrap=True)
         if table is not None:
             with table.open("a") as file:

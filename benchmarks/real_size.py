@@ -79,7 +79,7 @@ def main(
     steps: Annotated[int, typer.Option(min=1)] = 2,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda")] = "cpu",
-    resident: Annotated[int, typer.Option(min=0, help="denoisers that stay on the device")] = 0,
+    resident: Annotated[float, typer.Option(min=0, help="denoisers that stay on the device")] = 0,
     output: Annotated[Path | None, typer.Option("--json", help="write what was found here")] = None,
 ) -> None:
     """Build, place, draw; print what it took."""

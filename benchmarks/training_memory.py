@@ -64,7 +64,7 @@ def step(ensemble: EnsembleDenoiser, latents: int) -> int:
         call: Any = example(ensemble.denoisers[0], (latents, latents), 1)
 
         def learn() -> None:
-            prediction = ensemble._predict(call, [call.inputs] * len(ensemble.experts))
+            prediction = ensemble.predict(call, [call.inputs] * len(ensemble.experts))
             prediction.float().square().mean().backward()
 
         # In a backward pass the mode that answers for attention is not in force.

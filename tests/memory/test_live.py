@@ -58,7 +58,7 @@ def test_every_family_has_an_example(family: str) -> None:
 def predict_one(ensemble: EnsembleDenoiser, call: Call) -> torch.Tensor:
     """What one expert makes of its own call."""
     with torch.no_grad():
-        return ensemble._predict(call, [call.inputs])
+        return ensemble.predict(call, [call.inputs])
 
 
 def test_larger_pictures_take_more() -> None:

@@ -51,7 +51,7 @@ def test_a_pass_keeps_the_shape_of_the_latents(name: str) -> None:
         ensemble = EnsembleDenoiser([denoiser(name)]).eval()
         call = example(denoiser(name), (16, 24), 1)
         with torch.no_grad():
-            predicted = ensemble._predict(call, [call.inputs])
+            predicted = ensemble.predict(call, [call.inputs])
     assert predicted.shape == call.sample.shape
     assert predicted.dtype == torch.float16
 

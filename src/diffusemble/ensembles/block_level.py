@@ -69,11 +69,20 @@ class EnsembleDenoiser(Ensemble):
             # One denoiser may stand for several experts; its LoRA must not be scaled several times.
             for blocks in {id(blocks.denoiser): blocks for blocks in self.blocks}.values():
                 stack.enter_context(blocks.active(call.inputs))
-            prediction = self._predict(call, own)
+            prediction = self.predict(call, own)
         record = self.blocks[0].write(prediction)
         return record if return_dict else record.to_tuple()
 
-    def _predict(self, call: Call, inputs: Sequence[Inputs]) -> Tensor:
+    def predict(self, call: Call, inputs: Sequence[Inputs]) -> Tensor:
+        """What the experts predict together for a call in the form of its family (``blocks.base``).
+
+        Args:
+            call: latents ``[b c h w]`` and time; its own ``inputs`` are not read.
+            inputs: what every expert is told, one after the other.
+
+        Returns:
+            ``[b c h w]``.
+        """
         flows = [blocks.open(call.sample, call.timestep, own) for blocks, own in zip(self.blocks, inputs, strict=True)]
         given, clock = torch.as_tensor(call.timestep, device=call.sample.device).reshape(-1), self.blocks[0]
         timestep = given * clock.time_unit + clock.time_origin

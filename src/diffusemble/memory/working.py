@@ -95,7 +95,7 @@ def _denoising(ensemble: EnsembleDenoiser, latents: tuple[int, int], batch: int)
     def measured(aggregator: Combiner) -> int:
         twin = EnsembleDenoiser(denoisers, aggregator.to(ensemble.dtype)).eval()
         # Not through `forward`: where a pipeline packs a grid, its numbers would have to be read.
-        return peak_bytes(lambda: twin._predict(call, [call.inputs] * n))
+        return peak_bytes(lambda: twin.predict(call, [call.inputs] * n))
 
     try:
         return measured(create(name_of(own), own.sizes, own.options.model_dump()))
