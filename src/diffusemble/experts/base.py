@@ -14,11 +14,13 @@ import transformers
 
 from diffusemble.experts.checksums import DENOISERS
 from diffusemble.experts.folder import config_folder, first_sentence, index_of, locate, pin
+from diffusemble.experts.formats.checkpoint import refuse_quantised
 from diffusemble.experts.formats.contents import CHECKPOINT, Contents, contents_of
 from diffusemble.experts.formats.distilled import usual_settings
 from diffusemble.experts.formats.editions import edition_of
-from diffusemble.experts.formats.families import DENOISER, alike, family_of_config
+from diffusemble.experts.formats.families import DENOISER, SHORT, alike, family_of_config
 from diffusemble.experts.formats.header import Header, read_header
+from diffusemble.experts.formats.marks import marked_schedule
 from diffusemble.experts.sources import Source
 
 _LOG = logging.getLogger(__name__)
@@ -127,8 +129,10 @@ def choose_base(file: Path, candidates: Sequence[Source], named: bool) -> Source
     """
     header = read_header(file)
     contents = checkpoint_contents(header)
+    refuse_quantised(header)  # before a hub is asked for what could not be used
     if not named:
         _tell_of_distilled(header, contents)
+        _tell_of_prediction(header, contents)
     families = [open_base(one).family for one in candidates]
     # SD 1.x and SD 2.x cannot always be told apart; a base of the very same name comes first.
     for fits in (
@@ -159,6 +163,15 @@ def _tell_of_distilled(header: Header, contents: Contents) -> None:
         _LOG.warning(
             f"{header.file} may be distilled: such files are usually drawn with {usual}. Its scheduler comes from a "
             f"base that is not. Nothing is set by a name: give what you want, and base= (--base) to say that you know."
+        )
+
+
+def _tell_of_prediction(header: Header, contents: Contents) -> None:
+    if contents.family == SHORT["sd2"] and "prediction_type" not in marked_schedule(header):
+        _LOG.warning(
+            f"{header.file} does not tell whether it predicts v or noise, and SD 2.x knows both. Its base decides: "
+            f"without base= (--base) SD 2.1 for 768 px, which predicts v. SD-Turbo and models for 512 px predict "
+            f"noise: with a base that does not they draw nothing else."
         )
 
 

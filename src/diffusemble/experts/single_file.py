@@ -8,6 +8,7 @@ of the same architecture. Every tensor of the file is read once, straight into i
 from __future__ import annotations
 
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,18 @@ from diffusemble.experts.formats.contents import TEXT_STARTS, VAE_STARTS
 from diffusemble.experts.formats.header import Header, read_header
 from diffusemble.experts.formats.marks import marked_schedule
 from diffusemble.experts.layouts.origin import Layout
-from diffusemble.experts.layouts.parts import UNUSED, denoiser_layouts, known_tensors, text_layouts, vae_layouts
+from diffusemble.experts.layouts.parts import (
+    READABLE_VAES,
+    UNUSED,
+    denoiser_layouts,
+    known_tensors,
+    text_layouts,
+    vae_layouts,
+)
 from diffusemble.experts.shelf import Shelf
 from diffusemble.experts.sources import Source
+
+_LOG = logging.getLogger(__name__)
 
 
 def open_file(file: Path, base: Source, shelf: Shelf) -> tuple[DiffusionPipeline, dict[str, str]]:
@@ -48,6 +58,9 @@ def open_file(file: Path, base: Source, shelf: Shelf) -> tuple[DiffusionPipeline
     opened = open_base(base)
     opened.check_family(contents, header)
     inside = tuple(part for part in contents.parts if opened.has(part) and part not in DENOISERS)
+    if "vae" in inside and opened.cls("vae").__name__ not in READABLE_VAES:
+        _LOG.warning(f"{file} holds a VAE in a layout that is not read here; that of {base} takes its place.")
+        inside = tuple(part for part in inside if part != "vae")
     read = (opened.denoiser, *inside)
     with open_checkpoint(header) as checkpoint, quiet():
         parts = {part: _part(part, opened, checkpoint, shelf.dtype) for part in read}

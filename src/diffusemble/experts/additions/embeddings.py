@@ -26,7 +26,7 @@ from diffusemble.experts.formats.adapters import BUNDLED, is_adapter
 from diffusemble.experts.formats.contents import VECTORS
 from diffusemble.experts.formats.header import Header
 
-_BUNDLED_KEY = re.compile(rf"{re.escape(BUNDLED)}(.+)\.({'|'.join(VECTORS)}|string_to_param\.\*)")
+_BUNDLED_KEY = re.compile(rf"{re.escape(BUNDLED)}(.+?)\.({'|'.join(VECTORS)}|emb_params|(?:string_to_param\.)?\*)")
 _T5 = "t5"
 _LOG = logging.getLogger(__name__)
 _LEGACY_END = 2  # an end token that stands for "the largest number in the prompt"

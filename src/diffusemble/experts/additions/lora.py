@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from diffusemble.experts.formats.header import Header
 
 _DIFFUSERS_SETTINGS = "lora_adapter_metadata"
 _SHOWN = 3
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,24 @@ def _match(groups: list[_Group], parts: Mapping[str, Any], header: Header) -> li
             else f"{len(lost)} of its {len(groups)} modules are not"
         )
         raise ValueError(_misfit(header, parts, f"{what} in the model: {', '.join(lost[:_SHOWN])}"))
-    return [(group, known[canonical(group.name)]) for group in groups]
+    return _once([(group, known[canonical(group.name)]) for group in groups], header)
+
+
+def _once(places: list[tuple[_Group, Target]], header: Header) -> list[tuple[_Group, Target]]:
+    """Without what changes weights that others change already: some files hold layers whole and in pieces."""
+    seen, twice = set[tuple[str, str]](), list[_Group]()
+    for group, target in sorted(places, key=lambda place: len(place[1].pieces)):
+        if not group.keys.keys() <= {"alpha", "bias"}:
+            paths = {(target.part, path) for path, _ in target.pieces}
+            if paths <= seen:
+                twice.append(group)
+            seen |= paths
+    if twice:
+        _LOG.warning(
+            f"{header.file} holds {len(twice)} modules twice, whole and in pieces or under two names, such as "
+            f"{twice[0].name!r}. They are added once."
+        )
+    return [place for place in places if place[0] not in twice]
 
 
 def _misfit(header: Header, parts: Mapping[str, Any], reason: str) -> str:

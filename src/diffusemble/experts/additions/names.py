@@ -101,7 +101,7 @@ def _spellings(path: str) -> list[str]:
 
 def _prefixes(part: str, model: nn.Module) -> tuple[str, ...]:
     t5 = getattr(getattr(model, "config", None), "model_type", "") == "t5"
-    return (*TEXT[part], *_T5_OF_FLUX) if t5 and part == "text_encoder_2" else TEXT[part]
+    return (*TEXT[part], *_T5_OF_FLUX) if t5 and part != "text_encoder_3" else TEXT[part]
 
 
 def _tensor(model: nn.Module, path: str) -> Tensor:

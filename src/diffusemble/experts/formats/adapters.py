@@ -69,7 +69,9 @@ _BY_NAMES = (
 """By names whose dots are underscores: the first that fits."""
 _BY_WIDTHS = (
     (r"attn2_to_[kv]$", {768: SHORT["sd1"], 1024: SHORT["sd2"], 2048: SHORT["sdxl"], 1280: SHORT["refiner"]}),
-    (r"img_attn_qkv$", {6144: SHORT["flux2"]}),
+    (r"img_attn_qkv$", dict.fromkeys((4096, 6144), SHORT["flux2"])),
+    (r"(?:img|txt)_mlp_2$", dict.fromkeys((9216, 18432), SHORT["flux2"])),
+    (r"single_blocks_\d+_linear2$", dict.fromkeys((12288, 16384, 24576), SHORT["flux2"])),
     (r"(?:^|_)layers_\d+_attention_(?:to_[qkv]|qkv)$", {3840: SHORT["z-image"], 2304: "Lumina 2"}),
     (r"add_q_proj$", {1536: "SD 3 or 3.5", 2432: SHORT["sd35"]}),
 )

@@ -63,6 +63,19 @@ class Checkpoint:
             )
 
 
+def refuse_quantised(header: Header) -> None:
+    """Raise if the weights of a file are stored in fewer bits than are read here.
+
+    Raises:
+        ValueError: they are; says how.
+    """
+    kind = quantisation(header)
+    if kind is not None:
+        raise ValueError(
+            f"{header.file} is quantised: {kind}, which cannot be read here. Give its fp8, bf16 or fp16 version."
+        )
+
+
 @contextmanager
 def open_checkpoint(header: Header) -> Iterator[Checkpoint]:
     """The tensors of a file, as long as the block runs.
@@ -70,11 +83,7 @@ def open_checkpoint(header: Header) -> Iterator[Checkpoint]:
     Raises:
         ValueError: the weights are quantised in a way that cannot be read here, or the file is damaged.
     """
-    kind = quantisation(header)
-    if kind is not None:
-        raise ValueError(
-            f"{header.file} is quantised: {kind}, which cannot be read here. Give its fp8, bf16 or fp16 version."
-        )
+    refuse_quantised(header)
     try:
         opened = safe_open(str(header.file), framework="pt")
     except (SafetensorError, OSError) as error:

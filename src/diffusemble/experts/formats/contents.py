@@ -13,6 +13,7 @@ CHECKPOINT, EMBEDDING, VAE = "checkpoint", "textual inversion", "VAE"
 ADAPTERS = ("LoRA", "LyCORIS")
 
 VAE_STARTS = ("first_stage_model.", "vae.")
+_FIRST_OPEN_CLIP = "conditioner.embedders.0.model."
 TEXT_STARTS = {
     "text_encoder": (
         "cond_stage_model.",
@@ -23,7 +24,7 @@ TEXT_STARTS = {
     ),
     "text_encoder_2": (
         "conditioner.embedders.1.",
-        "conditioner.embedders.0.model.",
+        _FIRST_OPEN_CLIP,
         "text_encoders.clip_g.",
         "text_encoder_2.",
     ),
@@ -112,11 +113,19 @@ def contents_of(header: Header) -> Contents:
     return Contents("unknown")
 
 
+def text_starts(part: str, family: str | None) -> tuple[str, ...]:
+    """How names of a text encoder's tensors begin in files of a family."""
+    if family == SHORT["sd2"]:  # its only one is an OpenCLIP, also where it lies as the refiner's does
+        return (*TEXT_STARTS[part], _FIRST_OPEN_CLIP) if part == "text_encoder" else ()
+    if part == T5_PARTS.get(family or ""):
+        return (*TEXT_STARTS[part], *TEXT_STARTS["text_encoder_3"])
+    return TEXT_STARTS[part] if part != "text_encoder_3" or family not in T5_PARTS else ()
+
+
 def _parts(header: Header, family: str) -> tuple[str, ...]:
     # What is left of a text encoder that was taken out (its numbered positions) is none.
     real = [key for key in header.forms if not key.endswith(("position_ids", "logit_scale"))]
-    text = [part for part, starts in TEXT_STARTS.items() if any(key.startswith(starts) for key in real)]
-    text = [T5_PARTS.get(family, part) if part == "text_encoder_3" else part for part in text]
+    text = [part for part in TEXT_STARTS if any(key.startswith(text_starts(part, family)) for key in real)]
     vae = ["vae"] if header.has(*VAE_STARTS) else []
     return (DENOISER.get(family, "denoiser"), *vae, *text)
 

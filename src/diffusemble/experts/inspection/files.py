@@ -11,12 +11,12 @@ from diffusemble.experts.formats.contents import (
     ADAPTERS,
     CHECKPOINT,
     EMBEDDING,
-    T5_PARTS,
     TEXT_STARTS,
     VAE_STARTS,
     VECTORS,
     Contents,
     contents_of,
+    text_starts,
 )
 from diffusemble.experts.formats.distilled import usual_settings
 from diffusemble.experts.formats.editions import Edition, edition_of
@@ -104,7 +104,7 @@ def _parts(header: Header, contents: Contents) -> tuple[Part, ...]:
     if contents.kind == CHECKPOINT:
         for part in contents.parts:
             if part in TEXT_STARTS:
-                take(part, *_starts(part, contents))
+                take(part, *text_starts(part, contents.family))
             elif part == "vae":
                 take(part, *VAE_STARTS)
         take("moving average of the training", *_EMA)
@@ -115,10 +115,6 @@ def _parts(header: Header, contents: Contents) -> tuple[Part, ...]:
     if left:
         found.append(part_of("rest" if found else _called(contents), header, list(left)))
     return tuple(found)
-
-
-def _starts(part: str, contents: Contents) -> tuple[str, ...]:
-    return TEXT_STARTS["text_encoder_3" if T5_PARTS.get(contents.family or "") == part else part]
 
 
 def _notes(header: Header, contents: Contents) -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
-from diffusemble.experts.layouts.origin import Fused, Origin, Rule, Shapes, follow
+from diffusemble.experts.layouts.origin import Fused, Layout, Origin, Rule, Shapes, follow
 
 _DOUBLE, _SINGLE = r"transformer_blocks\.\d+\.attn\.", r"single_transformer_blocks\.\d+\."
 _FUSED = (
@@ -76,3 +78,18 @@ def chroma(model: Any, shapes: Shapes) -> dict[str, Origin]:
 def flux2(model: Any, shapes: Shapes) -> dict[str, Origin]:
     """Origins of a FLUX.2 transformer's tensors; its single blocks are fused in diffusers, too."""
     return follow(shapes, (*_FLUX2, *_RULES), _FUSED, swapped=r"norm_out\.linear\.")
+
+
+def with_weights(layout: Layout, norms: str, model: Any, shapes: Shapes) -> dict[str, Origin]:
+    """One of these layouts as newer programs save it: what scales some norms is called their weight.
+
+    Args:
+        layout: of the original code.
+        norms: regular expression of the end of those norms' names.
+        model: as for every layout.
+        shapes: of its tensors.
+    """
+    origins = layout(model, shapes)
+    return {
+        name: replace(one, key=re.sub(rf"({norms})\.scale$", r"\1.weight", one.key)) for name, one in origins.items()
+    }

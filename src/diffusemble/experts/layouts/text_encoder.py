@@ -20,6 +20,7 @@ _OPEN_CLIP: tuple[Rule, ...] = (
     (r"\.self_attn\.in_proj\.", ".attn.in_proj_"),
     (r"\.self_attn\.", ".attn."),
 )
+_PROJECTION = "text_projection.weight"
 _QKV = Fused(r"(?:text_model\.)?encoder\.layers\.\d+\.self_attn\.", ("q_proj", "k_proj", "v_proj"), "in_proj")
 
 
@@ -47,4 +48,10 @@ def embedding_t5(model: Any, shapes: Shapes) -> dict[str, Origin]:
 def open_clip(model: Any, shapes: Shapes) -> dict[str, Origin]:
     """Origins of a CLIP text encoder's tensors in the layout of OpenCLIP."""
     origins = follow(shapes, _OPEN_CLIP, [_QKV])
-    return {name: replace(one, transposed=name == "text_projection.weight") for name, one in origins.items()}
+    return {name: replace(one, transposed=name == _PROJECTION) for name, one in origins.items()}
+
+
+def open_clip_with_layer(model: Any, shapes: Shapes) -> dict[str, Origin]:
+    """The same where the projection is a linear layer, as diffusers' script for SDXL writes it."""
+    origins = open_clip(model, shapes)
+    return {name: Origin(name) if name == _PROJECTION else one for name, one in origins.items()}
