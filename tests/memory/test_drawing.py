@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.utils.torch_utils import get_module_execution_device
 from PIL import Image
 from torch import nn
 
@@ -80,6 +81,20 @@ def test_every_family_draws_the_same_bits(family: str, parts: str) -> None:
     assert stages
     assert set(stages) == {None}  # text encoders have left before the first step, the VAE comes after the last
     assert np.array_equal(drawn(ensemble), expected)
+
+
+@pytest.mark.parametrize("parts", ["visit", "layers"])
+def test_pipelines_find_visitors_where_they_will_compute(parts: str) -> None:
+    """Pipelines of SDXL and FLUX ask before they call; where a visitor rests says nothing."""
+    ensemble = an_ensemble("sd")
+    plan = make_plan(measure_weights(networks_of(ensemble)), Working(), MemoryConfig.model_validate({"parts": parts}))
+    visitors = [ensemble.experts[0].components[name] for name in ("text_encoder", "vae")]
+    before = [dict(vars(one)) for one in visitors]
+    elsewhere = torch.device("cpu:0")
+    with Placement(ensemble, plan, elsewhere):
+        assert [get_module_execution_device(one) for one in visitors] == [elsewhere] * 2
+        assert ensemble.pipeline()._execution_device == elsewhere
+    assert [vars(one).keys() for one in visitors] == [own.keys() for own in before]
 
 
 @pytest.mark.parametrize(("how", "close"), [("pictures", 1e-5), ("tiles", 0.2)])

@@ -91,6 +91,22 @@ def test_weights_are_where_they_were_after_a_placement(three: EnsembleDenoiser) 
     assert type(ensemble.blocks[0]).__name__ == "UNetBlocks"
 
 
+def test_what_stays_lies_in_one_stretch_for_each_denoiser() -> None:
+    """A limit counts what an allocator reserves, and many small pieces reserve more than they take."""
+    ensemble = an_ensemble("sd", "mean", n=2)
+    call, plan = a_call(ensemble), a_plan(ensemble, resident=1.5)
+    expected = predict(ensemble, call)
+    strides = [weight.stride() for weight in weights_of([ensemble])]
+    with Placement(ensemble, plan, "cpu:0") as placed:  # another device, as far as its name goes
+        assert torch.equal(predict(ensemble, call), expected)
+        memories = {weight.untyped_storage().data_ptr() for weight in placed.staying.values()}
+        assert len(memories) == 3  # the first weight, with which the pipeline finds its device, is alone
+        sizes = [weight.untyped_storage().nbytes() for weight in placed.staying.values()]
+        assert max(sizes) <= bytes_of(placed.staying.values()) + 256 * len(sizes)
+        assert [weight.stride() for weight in weights_of([ensemble])] == strides
+    assert torch.equal(predict(ensemble, call), expected)
+
+
 def test_a_released_block_is_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ensemble = an_ensemble("sd", "mean", n=2)
     with Placement(ensemble, a_plan(ensemble, resident=0), "cpu") as placed:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -43,6 +44,32 @@ def close(found: list[Tensor], expected: list[Tensor], error: float) -> bool:
     """Whether gradients differ by no more than the order of a sum makes: a block's are added up by themselves first."""
     one, other = (torch.cat([gradient.flatten() for gradient in side]) for side in (found, expected))
     return bool((one - other).norm() <= error * other.norm())
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+def test_weights_that_learn_inside_a_block_that_passes_are_refused_unless_it_runs_again(family: str) -> None:
+    """Also in the last block, into which no gradient-wanting feature comes: what it saves is gone by then."""
+    ensemble = an_ensemble(family, "mean", n=2)
+    call, (*_, last) = a_call(ensemble), ensemble.points
+    for number, blocks in enumerate(ensemble.blocks):
+        for part in blocks.modules(last):
+            names = [name for name, one in part.named_modules() if isinstance(one, torch.nn.Linear)]
+            torch.manual_seed(number)
+            inject_adapter_in_model(LoraConfig(r=2, target_modules=names, init_lora_weights=False), part)
+    learned = [weight.requires_grad_("lora_" in name) for name, weight in ensemble.named_parameters()]
+
+    def gradients() -> list[Tensor]:
+        ensemble.zero_grad()
+        ensemble(**call).sample.square().mean().backward()
+        return [weight.grad.clone() for weight in learned if weight.grad is not None]
+
+    expected = gradients()
+    assert len(expected) > 4
+    with Placement(ensemble, a_plan(ensemble, resident=0), "cpu"):
+        with pytest.raises(ValueError, match="should give gradients, but its weights leave the device after it"):
+            gradients()
+        recompute_blocks(ensemble)
+        assert close(gradients(), expected, 1e-4)
 
 
 def test_mixed_precision_is_kept_for_the_second_run() -> None:

@@ -218,8 +218,8 @@ def _limited(device: torch.device, budget: int | None) -> Iterator[None]:
         yield
         return
     index = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(index).total_memory  # wakes CUDA, without which there is nothing to reset
     torch.cuda.reset_peak_memory_stats(index)
-    total = torch.cuda.get_device_properties(index).total_memory
     read = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # since torch 2.8
     before = 1.0 if read is None else read(index)
     if budget is not None:

@@ -18,12 +18,13 @@ from diffusemble.memory.company import Company, Drawers
 from diffusemble.memory.conveyor import Conveyor
 from diffusemble.memory.hold import held
 from diffusemble.memory.measure import Denoiser, denoisers_of
+from diffusemble.memory.moving import move, move_together
 from diffusemble.memory.networks import networks_of
 from diffusemble.memory.plan import Plan
 from diffusemble.memory.residence import Residence, give_back_free_memory, give_back_pinned_memory
 from diffusemble.memory.slices import sliced_attention, sliced_decoding
 from diffusemble.memory.staging import Scene, StagedBlocks, followers, scenes
-from diffusemble.memory.visitors import Visitors, layer_by_layer, whole
+from diffusemble.memory.visitors import Visitors, computing_on, layer_by_layer, whole
 
 HOST = torch.device("cpu")
 
@@ -68,6 +69,7 @@ class Placement:
         self.origin = ensemble.device
         self.host = self.origin if self.origin.type == "meta" else HOST
         self.residence = residence or Residence(self.device)
+        self.first = next(ensemble.parameters())  # alone, for it may stay when all others step aside
         self.staying: dict[int, Tensor] = {}
         self.bundles: dict[tuple[int, str], Scene] = {}
         self.handles: list[RemovableHandle] = []
@@ -113,9 +115,8 @@ class Placement:
             for scene in self.bundles.values():
                 if scene.stays:
                     scene.bundle.move(self.host)
-            first = next(self.ensemble.parameters())
-            _move((weight for weight in self.staying.values() if weight is not first), self.host)
-            self._count(bytes_of([first]))
+            move((weight for weight in self.staying.values() if weight is not self.first), self.host)
+            self._count(bytes_of([self.first]))
             self.here = False
 
     @torch.inference_mode(False)
@@ -124,7 +125,7 @@ class Placement:
         if not self.here:
             for other in self.others:
                 other.step_aside()
-            _move(self.staying.values(), self.device)
+            move_together(self.staying.values(), self.device)
             for scene in self.bundles.values():
                 if scene.stays:
                     scene.bundle.move(self.device)
@@ -149,7 +150,7 @@ class Placement:
             del self.bundles[key], scene  # not before: who is interrupted in between unpacks it again
             give_back_pinned_memory()  # else everything would be in the computer's memory twice
         parts = [*self.networks.encoders, *self.networks.controls, *self.networks.vaes]
-        _move([*self.staying.values(), *weights_of([self.ensemble, *parts])], self.origin)
+        move([*self.staying.values(), *weights_of([self.ensemble, *parts])], self.origin)
 
     def __enter__(self) -> Placement:
         return self
@@ -161,23 +162,25 @@ class Placement:
 
     def _place(self) -> None:
         for denoiser, stays in zip(self.denoisers, self.plan.stays, strict=True):
-            self._stay(denoiser.outside)
+            staying = [*denoiser.outside]
             if not self.plan.whole:
-                self._pack(denoiser, stays)
+                staying += self._pack(denoiser, stays)
             elif all(stays):
-                self._stay(weights_of([denoiser.module]))
+                staying += weights_of([denoiser.module])
             else:
                 self.guests.append(denoiser.module)
+            self._stay(staying)
         passing = [scene.bundle.bytes for scene in self.bundles.values() if not scene.stays]
         decoded = max((scene.bundle.decoded_bytes for scene in self.bundles.values()), default=0)
         self.conveyor = Conveyor(self.residence, max(passing, default=0), decoded)
         self.visitors = self._invite()
 
-    def _pack(self, denoiser: Denoiser, stays: Sequence[bool]) -> None:
-        coded = self.plan.storage != "same"
+    def _pack(self, denoiser: Denoiser, stays: Sequence[bool]) -> list[Tensor]:
+        """Pack the blocks that pass or are coded; the weights of the others."""
+        plain = list[Tensor]()
         for (name, weights), here in zip(denoiser.blocks.items(), stays, strict=True):
-            if here and not coded:
-                self._stay(weights)
+            if here and self.plan.storage == "same":
+                plain += weights
             elif weights:
                 bundle = Bundle(weights, self.plan.storage, None if here else self._room)
                 self.bundles[id(denoiser.module), name] = Scene(bundle, here)
@@ -186,6 +189,7 @@ class Placement:
                     bundle.move(self.device)
                     self._count(self.counted + bundle.bytes)
         give_back_free_memory()
+        return plain
 
     def _invite(self) -> Visitors:
         """Whoever comes only when called: ``guests``; text encoders, VAEs and ControlNets, if the plan says so."""
@@ -200,10 +204,12 @@ class Placement:
         if parts != "stay":
             groups += [group for encoder in networks.encoders for group in split(encoder)]
             groups += [group for vae in networks.vaes for group in whole(vae)]
+            for network in (*networks.encoders, *networks.vaes):
+                self.switches.enter_context(computing_on(network, self.device))
         if self.plan.controls == "visit":
             groups += [group for control in networks.controls for group in whole(control)]
         coming = weights_of([*self.guests, *(module for group in groups for module in group)])
-        _move((weight for weight in coming if id(weight) not in self.staying), self.host)
+        move((weight for weight in coming if id(weight) not in self.staying), self.host)
         return Visitors(self.residence, groups, self._make_room, self.staying.values(), self.guests)
 
     def _make_room(self) -> None:
@@ -221,11 +227,11 @@ class Placement:
             self.switches.enter_context(sliced_decoding(vae, self.plan))
 
     def _stay(self, weights: Iterable[Tensor]) -> None:
-        for weight in weights:
-            if id(weight) not in self.staying:
-                self.staying[id(weight)] = weight
-                _move([weight], self.device)
-                self._count(self.counted + bytes_of([weight]))
+        coming = {id(weight): weight for weight in weights if id(weight) not in self.staying}
+        self.staying |= coming
+        move((weight for weight in coming.values() if weight is self.first), self.device)
+        move_together((weight for weight in coming.values() if weight is not self.first), self.device)
+        self._count(self.counted + bytes_of(coming.values()))
 
     def _room(self, size: int) -> Tensor:
         pinned = self.device.type == "cuda"
@@ -240,9 +246,3 @@ class Placement:
                 f"Nothing may be attached to an ensemble while a memory plan holds its weights; {len(added)} weights "
                 f"came after it was placed, such as {added[0]}. Attach adapters first, then place the ensemble."
             )
-
-
-def _move(weights: Iterable[Tensor], device: torch.device) -> None:
-    for weight in weights:
-        if weight.device != device:
-            weight.data = weight.data.to(device)

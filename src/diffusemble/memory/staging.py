@@ -54,7 +54,7 @@ class StagedBlocks:
             ValueError: a gradient would need weights that are gone by then.
         """
         if name in self.scenes and torch.is_grad_enabled():
-            weights = [item.weight for item in self.scenes[name].bundle.items]
+            weights = [weight for part in self.inner.modules(name) for weight in part.parameters()]
             if any(tensor.requires_grad for tensor in (*inputs_of(flow), flow.time, flow.text, *weights)):
                 raise ValueError(
                     f"Block {name} should give gradients, but its weights leave the device after it. Call "

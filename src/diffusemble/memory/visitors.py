@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -134,3 +136,16 @@ def layer_by_layer(module: nn.Module) -> list[list[nn.Module]]:
     inner = [list(layer.modules()) for layer in layers]
     taken = {id(part) for group in inner for part in group}
     return [[part for part in module.modules() if id(part) not in taken], *inner]
+
+
+@contextmanager
+def computing_on(module: Any, device: torch.device) -> Iterator[None]:
+    """Tell diffusers' pipelines where ``module`` computes: they ask before they call it, while it rests elsewhere."""
+    before = module.__dict__.get("_hf_hook")
+    module._hf_hook = SimpleNamespace(execution_device=device)
+    try:
+        yield
+    finally:
+        del module._hf_hook
+        if before is not None:
+            module._hf_hook = before
