@@ -32,7 +32,6 @@ from diffusemble.description import Cost
 from diffusemble.evaluation.studies.clock import Memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WAIT = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
 COLUMNS = ("variant", "seconds", "to N in sequence", "weights", "working memory", "parameters", "GFLOP", "in attention")
 
 
@@ -56,11 +55,19 @@ class Variant:
         memory.start()
         started, computed = time.perf_counter(), time.process_time()
         self.call()
-        WAIT.get(device.split(":")[0], lambda: None)()
+        wait(device)
         self.seconds.append(time.perf_counter() - started)
         self.cpu_seconds.append(time.process_time() - computed)
         if (peak := memory.peak()) is not None:
             self.working.append(peak)
+
+
+def wait(device: str) -> None:
+    """Until everything that ``device`` was told to compute is done."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        torch.mps.synchronize()
 
 
 def build_unets(size: Size, experts: int, device: str, dtype: torch.dtype) -> list[nn.Module]:
@@ -148,7 +155,7 @@ def markdown(title: str, records: Sequence[Mapping[str, Any]]) -> str:
 def processor(device: str) -> str:
     """Name of what computes."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

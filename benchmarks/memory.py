@@ -25,7 +25,7 @@ import torch
 import typer
 from architectures import ARCHITECTURES
 from diffusers import ControlNetModel
-from forward import DTYPES, WAIT, processor
+from forward import DTYPES, processor, wait
 from rich.console import Console
 
 from diffusemble import EnsembleDenoiser, build_aggregator
@@ -142,7 +142,6 @@ def run(ensemble: EnsembleDenoiser, plan: Plan, latents: int, device: str, steps
     everything is placed, and what the process took from then on.
     """
     parts, memory, seconds = networks_of(ensemble), Memory(device), list[float]()
-    wait = WAIT.get(device.split(":")[0], lambda: None)
     with Placement(ensemble, plan, device) as placed, torch.inference_mode():
         call = random_call(ensemble.denoisers[0], latents)
         memory.start()
@@ -152,11 +151,11 @@ def run(ensemble: EnsembleDenoiser, plan: Plan, latents: int, device: str, steps
             encoder(torch.zeros(2, tokens, dtype=torch.long, device=device))
         for _ in range(steps):
             before = placed.conveyor.brought
-            wait()
+            wait(device)
             started = time.perf_counter()
             placed.visitors.draw()
             ensemble.predict(call, [call.inputs] * len(ensemble.experts))
-            wait()
+            wait(device)
             seconds.append(time.perf_counter() - started)
             copied = placed.conveyor.brought - before
         (vae,) = parts.vaes

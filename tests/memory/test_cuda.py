@@ -111,8 +111,8 @@ def test_gradients_come_through_travelling_weights() -> None:
         recompute_blocks(ensemble)
         ensemble(**call).sample.square().mean().backward()
         found = [weight.grad.clone() for weight in ensemble.aggregator.parameters() if weight.grad is not None]
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    one, other = (torch.cat([gradient.flatten() for gradient in side]) for side in (found, expected))
+    assert (one - other).norm() <= 1e-3 * other.norm()  # by norm: sums may be added up in another order
 
 
 def test_a_pipeline_draws_by_a_plan_what_it_draws_with_everything_there(tmp_path: Path) -> None:

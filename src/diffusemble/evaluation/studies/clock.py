@@ -32,14 +32,14 @@ class Memory:
     """
 
     def __init__(self, device: str) -> None:
-        self.cuda = device.startswith("cuda")
+        self.device, self.cuda = device, device.startswith("cuda")
         self.linux = device == "cpu" and Path("/proc/self/clear_refs").exists()
 
     def start(self) -> None:
         """Forget earlier peaks."""
         if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
         elif self.linux:
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
@@ -48,7 +48,7 @@ class Memory:
     def peak(self) -> int | None:
         """Bytes since ``start``."""
         if self.cuda:
-            return torch.cuda.max_memory_allocated() - self.before
+            return torch.cuda.max_memory_allocated(self.device) - self.before
         return _resident("VmHWM") - self.before if self.linux else None
 
 
@@ -66,7 +66,7 @@ def time_calls(calls: Mapping[str, Callable[[], Any]], repeats: int, device: str
                 started = time.perf_counter()
                 calls[name]()
                 if memory.cuda:
-                    torch.cuda.synchronize()
+                    torch.cuda.synchronize(device)
                 seconds[name].append(time.perf_counter() - started)
                 if (peak := memory.peak()) is not None:
                     working[name].append(peak)
