@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -43,16 +44,17 @@ def test_a_wrong_source_is_named(given: str, message: str) -> None:
         load_experts([given])
 
 
-@pytest.mark.parametrize("given", ["models/foto", "modles/photo"])
+@pytest.mark.parametrize("given", ["models/foto", "modles/photo", "photo"])
 def test_a_misspelt_path_is_named_with_what_lies_there(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "models/photo").mkdir(parents=True)
+    (tmp_path / "photo.safetensors").touch()
     monkeypatch.chdir(tmp_path)
-    near = "photo" if given == "models/foto" else "models"
+    near = {"models/foto": "photo", "modles/photo": "models", "photo": r"photo\.safetensors"}[given]
     with pytest.raises(ValueError, match=rf"{given} .*\(did you mean '{near}'\?\)"):
         load_experts(given)
-    assert f"did you mean '{near}'?" in str(next(inspect(given)).problem)
+    assert re.search(rf"did you mean '{near}'\?", str(next(inspect(given)).problem))
 
 
 def test_where_a_folder_of_the_first_name_is_here_no_hub_is_asked(
@@ -111,6 +113,17 @@ def test_a_folder_that_is_no_model_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "rock.safetensors").touch()
     with pytest.raises(ValueError, match=r"it holds rock.safetensors. Give the file .*rock.safetensors itself"):
         load_experts(tmp_path)
+
+
+def test_a_saved_ensemble_and_a_part_of_a_model_are_told_from_a_folder_of_files(models: Path, tmp_path: Path) -> None:
+    for name in ("ensemble.json", "aggregator.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        ValueError, match=rf"is a saved ensemble, .* --ensemble {tmp_path}, in a config"
+    ):
+        load_experts(tmp_path)
+    with pytest.raises(ValueError, match=r"rock/unet is a part of the model .*rock. Give .*rock itself"):
+        load_experts(models / "rock/unet")
 
 
 def test_a_folder_with_a_damaged_index_is_named(models: Path, tmp_path: Path) -> None:

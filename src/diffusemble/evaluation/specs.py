@@ -21,8 +21,8 @@ from diffusemble.evaluation.config import BenchConfig, SystemConfig
 from diffusemble.evaluation.systems import LEARNED, System, build_systems, plain_pipeline
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import load_experts
-from diffusemble.experts.reference import SPEC_FILE, WEIGHTS_FILE
-from diffusemble.experts.sources import is_file, split_source
+from diffusemble.experts.reference import WEIGHTS_FILE
+from diffusemble.experts.sources import SPEC, is_file, split_source
 from diffusemble.pictures.files import slug
 from diffusemble.provenance import fingerprint
 from diffusemble.zoo import trained_ensemble
@@ -135,7 +135,7 @@ def _other_ensemble(spec: SystemConfig, source: str, ensemble: Ensemble) -> tupl
 
 def _shared(folder: Path, experts: Sequence[Expert]) -> list[Expert] | None:
     """The loaded experts that a saved ensemble refers to; None if any of them is another."""
-    file = folder / SPEC_FILE
+    file = folder / SPEC
     if not file.is_file():
         return None  # loading will say what is wrong
     wanted = [dict(one["files"]) for one in json.loads(file.read_text(encoding="utf-8"))["experts"]]

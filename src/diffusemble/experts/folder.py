@@ -15,8 +15,9 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 
+from diffusemble.config.places import near
 from diffusemble.experts.checksums import read_index, variant_of
-from diffusemble.experts.sources import INDEX, Source, near
+from diffusemble.experts.sources import INDEX, Source
 
 NOTHING: Mapping[str, Any] = {}
 _DESCRIBED = {"text": ("config.json",), "tokenizer": ("vocab.json", "tokenizer.json", "*.model")}

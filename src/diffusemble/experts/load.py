@@ -14,12 +14,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from diffusemble.config.places import looked
 from diffusemble.experts.additions.add import add_all, check_added, words_of
 from diffusemble.experts.additions.embeddings import Word, distinct, tell_of_tokens
 from diffusemble.experts.base import choose_base
 from diffusemble.experts.checksums import DENOISERS, WEIGHTS, folder_checksums, read_index
 from diffusemble.experts.expert import Expert, refuse_equal
 from diffusemble.experts.folder import locate, pin
+from diffusemble.experts.hub import is_place
 from diffusemble.experts.shelf import Shelf
 from diffusemble.experts.single_file import open_file
 from diffusemble.experts.sources import Addition, Source, parse_addition, parse_source, parse_sources
@@ -147,10 +149,14 @@ def _bases(given: str | Path | Sequence[str | Path] | None, sources: Sequence[So
 
 def _vae(given: str, sources: Sequence[Source], names: Sequence[str]) -> Addition:
     """The addition that means the VAE of one of the experts, or of a file or folder."""
-    if given not in names:
-        return parse_addition(f"vae={given}", str(sources[0]))
-    source = sources[names.index(given)]
-    return Addition(str(replace(source, added=())), role="vae")
+    if given in names:
+        return Addition(str(replace(sources[names.index(given)], added=())), role="vae")
+    if not is_place(given):
+        raise ValueError(
+            f"vae: there is no file or folder {looked(given)}. Give a VAE's file or folder, a hub id, zoo:NAME, or the "
+            f"name of one of the experts: {', '.join(names)}."
+        )
+    return parse_addition(f"vae={given}", str(sources[0]))
 
 
 def _zoo_checksum(source: Source) -> dict[str, str]:

@@ -17,9 +17,8 @@ from diffusemble.experts.adapters import adapter_files, load_adapter, save_adapt
 from diffusemble.experts.checksums import read_json
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import Request, open_experts
-from diffusemble.experts.sources import Addition, Source, parse_addition, parse_source, split_source
+from diffusemble.experts.sources import SPEC, Addition, Source, parse_addition, parse_source, split_source
 
-SPEC_FILE = "ensemble.json"
 WEIGHTS_FILE = "aggregator.safetensors"
 FORMAT = 1
 WITH_ADAPTERS = 2  # a version that does not know adapters must not draw without them
@@ -43,7 +42,7 @@ def save_ensemble(folder: str | Path, experts: Sequence[Expert], aggregator: Com
     added = any("added" in reference for reference in references)
     version = WITH_ADDITIONS if added else WITH_ADAPTERS if adapted else FORMAT
     spec = json.dumps({"format": version, "experts": references}, indent=2)
-    (folder / SPEC_FILE).write_text(spec + "\n", encoding="utf-8")
+    (folder / SPEC).write_text(spec + "\n", encoding="utf-8")
 
 
 def load_ensemble(
@@ -111,13 +110,13 @@ def _reference(source: str | None, folder: Path) -> str | None:
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:
-    for file in (SPEC_FILE, WEIGHTS_FILE):
+    for file in (SPEC, WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise ValueError(f"{folder} is not a saved ensemble: it has no {file}. Give a folder of save_pretrained.")
-    spec = read_json(folder / SPEC_FILE)
+    spec = read_json(folder / SPEC)
     if spec.get("format") not in (FORMAT, WITH_ADAPTERS, WITH_ADDITIONS):
         raise ValueError(
-            f"{folder / SPEC_FILE} has format {spec.get('format')!r}, but this version of diffusemble reads formats "
+            f"{folder / SPEC} has format {spec.get('format')!r}, but this version of diffusemble reads formats "
             f"{FORMAT} to {WITH_ADDITIONS}. Update diffusemble, or save the ensemble again."
         )
     references: list[dict[str, Any]] = spec["experts"]

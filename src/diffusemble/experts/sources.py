@@ -10,16 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from diffusemble.config.schema import nearest
+from diffusemble.config.places import looked, near
 from diffusemble.experts.formats.header import CONVERT, PICKLES, misnamed
+from diffusemble.experts.hub import hub_id, is_place, pinned
 
 Kind = Literal["folder", "hub", "file", "zoo"]
 
-INDEX = "model_index.json"
-_HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+INDEX, SPEC = "model_index.json", "ensemble.json"
+"""What the folder of a model has, and that of a saved ensemble."""
 _PICKLE = (
     f"is a pickle file, and opening one can run any program hidden in it; only .safetensors files are read. {CONVERT}"
 )
+_ADDED = "a LoRA, LyCORIS, textual inversion or VAE, for example "
 _ACCEPTED = 'a diffusers folder, a hub id such as "org/name", a .safetensors file, or "zoo:<name>"'
 
 
@@ -117,21 +119,22 @@ def is_file(text: str) -> bool:
     return _pieces(text)[0].endswith(".safetensors")
 
 
-def is_hub_id(text: str) -> bool:
-    """Whether a text is the id of a hub repository and nothing that lies, or should lie, here."""
-    return _hub(text) is not None and not Path(text).exists()
+def parse_additions(text: str, key: str) -> tuple[Addition, ...]:
+    """What a configuration's ``key`` adds to every model: ``style.safetensors:0.7``.
+
+    Raises:
+        ValueError: see ``parse_addition``.
+    """
+    return tuple(parse_addition(piece, "MODEL", key) for piece in _pieces(text))
 
 
-def near(where: str) -> str:
-    """A hint for error messages: what lies where a path leads nowhere, and is called nearly so; or nothing."""
-    path = Path(where).expanduser()
-    while not path.parent.is_dir():
-        path = path.parent
-    return nearest(path.name, (one.name for one in path.parent.iterdir()))
-
-
-def parse_addition(text: str, model: str) -> Addition:
+def parse_addition(text: str, model: str, key: str | None = None) -> Addition:
     """An addition to ``model`` as users write it: ``style.safetensors:0.7``, or ``vae=FILE-OR-FOLDER``.
+
+    Args:
+        text: what stands behind the plus sign.
+        model: what stands before it.
+        key: of the configuration, where there is no plus sign.
 
     Raises:
         ValueError: there is no such file, it is of an unsupported type, or the weight is no number.
@@ -147,12 +150,14 @@ def parse_addition(text: str, model: str) -> Addition:
         raise ValueError(f"{where} {misnamed(path)}")
     if path.suffix in PICKLES:
         raise ValueError(f"{where} {_PICKLE}")
-    elsewhere = where.startswith("zoo:") or is_hub_id(where)
-    known = path.is_file() or (role is not None and (path.is_dir() or elsewhere))
-    if not known:
+    if not (path.is_file() or (role is not None and is_place(where))):
+        if key:
+            raise ValueError(
+                f"{key}: there is no .safetensors file {looked(where)}. Give {_ADDED}style.safetensors:0.7."
+            )
         raise ValueError(
             f"There is no .safetensors file {where} to add to {model} (looked in {Path.cwd()}){near(where)}. Behind a "
-            f"plus sign comes a LoRA, LyCORIS, textual inversion or VAE, for example {model}+style.safetensors:0.7."
+            f"plus sign comes {_ADDED}{model}+style.safetensors:0.7."
         )
     return Addition(where, _weight(weight, where, model), "vae" if role else None)
 
@@ -197,20 +202,12 @@ def _models(given: str | Path) -> tuple[Source, ...]:
         return (_file(path),)
     if path.suffix in PICKLES:
         raise ValueError(f"{text} {_PICKLE}")
-    hub = _hub(text) if isinstance(given, str) else None
+    hub = hub_id(text) if isinstance(given, str) else None
     if hub is None:
-        pinned = "" if _HUB_ID.fullmatch(text) is None else f" (a hub repository of this name: {text}@main)"
         raise ValueError(
-            f"There is no file or folder {text} (looked in {Path.cwd()}){near(text)}. Check the path; a source is "
-            f"{_ACCEPTED}{pinned}."
+            f"There is no file or folder {looked(text)}. Check the path; a source is {_ACCEPTED}{pinned(text)}."
         )
-    return (Source("hub", hub["repository"], hub["revision"]),)
-
-
-def _hub(text: str) -> re.Match[str] | None:
-    """The parts of a hub id; None where a folder of its first name is here, which must be what is meant."""
-    found = None if text.endswith(".safetensors") else _HUB_ID.fullmatch(text)
-    return None if found is None or (found["revision"] is None and Path(text).parent.is_dir()) else found
+    return (Source("hub", *hub),)
 
 
 def _from_zoo(name: str) -> tuple[Source, ...]:
@@ -230,6 +227,13 @@ def _from_zoo(name: str) -> tuple[Source, ...]:
 def _folder(path: Path) -> Source:
     if (path / INDEX).is_file():
         return Source("folder", str(path))
+    if (path / SPEC).is_file():
+        raise ValueError(
+            f"The folder {path} is a saved ensemble, and an expert is one model. To draw with it, give it in place of "
+            f"the experts: --ensemble {path}, in a configuration ensemble: {path}."
+        )
+    if (path.parent / INDEX).is_file():
+        raise ValueError(f"The folder {path} is a part of the model {path.parent}. Give {path.parent} itself.")
     files = sorted(file.name for file in path.glob("*.safetensors"))
     found = (
         f"it holds {', '.join(files[:3])}" if files else "it is empty" if not any(path.iterdir()) else "it holds none"

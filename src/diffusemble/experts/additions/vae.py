@@ -17,8 +17,9 @@ from diffusemble.experts.folder import first_sentence, quiet
 from diffusemble.experts.formats.checkpoint import open_checkpoint
 from diffusemble.experts.formats.contents import VAE, VAE_STARTS, contents_of
 from diffusemble.experts.formats.header import Header, read_header
+from diffusemble.experts.hub import is_hub_id
 from diffusemble.experts.layouts.parts import vae_layouts
-from diffusemble.experts.sources import Addition, is_hub_id
+from diffusemble.experts.sources import Addition
 
 _KIN = 0.2
 """``kinship`` of VAEs that were trained apart is below it, of those made from one another far above."""

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from diffusemble.config.places import looked
 from diffusemble.experts.checksums import DENOISERS, read_index, read_json, sha256, variant_of, weight_files
 from diffusemble.experts.formats.families import family_of_config
 from diffusemble.experts.formats.header import PICKLES, read_header
 from diffusemble.experts.inspection.files import inspect_file, prediction_of
 from diffusemble.experts.inspection.report import Part, Report, joined, part_of
-from diffusemble.experts.sources import INDEX, near, parse_source
+from diffusemble.experts.sources import INDEX, SPEC, parse_source
 
-_ENSEMBLE, _AGGREGATOR, _MERGED = "ensemble.json", "aggregator.safetensors", "merge.json"
+_AGGREGATOR, _MERGED = "aggregator.safetensors", "merge.json"
 _MODELS = (".safetensors", ".sft", ".gguf", *PICKLES)
 
 
@@ -34,11 +35,8 @@ def inspect(path: str | Path, hashed: bool = True) -> Iterator[Report]:
         elif place.is_file():
             yield inspect_file(place, hashed)
         elif not place.is_dir():
-            yield Report(
-                str(path),
-                problem=f"There is no file or folder {path} (looked in {Path.cwd()}){near(str(path))}. Check the path.",
-            )
-        elif (place / _ENSEMBLE).is_file():
+            yield Report(str(path), problem=f"There is no file or folder {looked(str(path))}. Check the path.")
+        elif (place / SPEC).is_file():
             yield _of_ensemble(place, hashed)
         elif (place / INDEX).is_file():
             yield _of_pipeline(place, hashed)
@@ -52,9 +50,9 @@ def inspect(path: str | Path, hashed: bool = True) -> Iterator[Report]:
 
 def _of_place(place: Path, hashed: bool) -> Iterator[Report]:
     files = sorted(file for file in place.iterdir() if file.suffix in _MODELS)
-    inside = sorted(one for one in place.iterdir() if (one / INDEX).is_file() or (one / _ENSEMBLE).is_file())
+    inside = sorted(one for one in place.iterdir() if (one / INDEX).is_file() or (one / SPEC).is_file())
     if not files and not inside:
-        yield Report(str(place), problem=f"{place} holds no models: no {INDEX}, no {_ENSEMBLE}, no .safetensors files.")
+        yield Report(str(place), problem=f"{place} holds no models: no {INDEX}, no {SPEC}, no .safetensors files.")
     for one in (*files, *inside):
         yield from inspect(one, hashed)
 
@@ -107,7 +105,7 @@ def _of_part(place: Path, hashed: bool) -> Report:
 
 
 def _of_ensemble(place: Path, hashed: bool) -> Report:
-    experts = read_json(place / _ENSEMBLE)["experts"]
+    experts = read_json(place / SPEC)["experts"]
     inner = inspect_file(place / _AGGREGATOR, hashed)
     called = [f"{one['name']} ({one['source'] or 'bare denoiser'})" for one in experts]
     return Report(
