@@ -54,6 +54,10 @@ class Stages:
     second: Any | None = None
 
 
+_FROM_PICTURES = {"strength", "image_guidance_scale"}
+"""Arguments by which diffusers' pipelines tell how much of a given picture remains."""
+
+
 def draw(
     ensemble: Ensemble,
     config: GenerateConfig,
@@ -103,11 +107,29 @@ def draw_by(
 
 def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     """Device and number type of a configuration; ``"auto"`` is the fastest device there is, and half precision but on
-    a CPU."""
-    where = torch.device(best_device() if device == "auto" else device)
+    a CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    where = _present(best_device() if device == "auto" else device)
     automatic = "float32" if where.type == "cpu" else "float16"
     chosen: torch.dtype = getattr(torch, automatic if dtype == "auto" else dtype)
     return where, chosen
+
+
+def _present(name: str) -> torch.device:
+    try:
+        where = torch.device(name)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(
+            f"device: PyTorch finds no device {name!r} here, but {', '.join(there)}. Leave `device` out for the "
+            f"fastest one. For a GPU that is not found, install the PyTorch that was built for it."
+        ) from error
+    return where
 
 
 def best_device() -> str:
@@ -121,10 +143,26 @@ def install(ensemble: Ensemble, config: GenerateConfig, parts: Mapping[str, Any]
     """A diffusers pipeline around the ensemble, with the sampler and the adapters of a configuration; ``parts`` is what
     ``adapter_parts`` loaded, if it has been done.
     """
+    check_draws_from_text(ensemble)
     pipeline = adapted_pipeline(ensemble, config, parts)
     pipeline.scheduler = build_scheduler(config.scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def check_draws_from_text(ensemble: Ensemble) -> None:
+    """Make sure that the experts' own pipeline needs no picture to start from.
+
+    Raises:
+        ValueError: it does; says what these experts are for.
+    """
+    cls = ensemble.experts[0].pipeline_class
+    if cls is not None and not _FROM_PICTURES.isdisjoint(inspect.signature(cls.__call__).parameters):
+        raise ValueError(
+            f"These experts go on from a picture and draw none from text alone: they belong to {cls.__name__}. "
+            f"Refiners are the second stage of SDXL experts: --refiner-experts, or for a trained ensemble of them "
+            f"--set refiner='{{ensemble: FOLDER, start: 0.8}}'. For others use ensemble.pipeline() in Python."
+        )
 
 
 def choose_maps(ensemble: Ensemble, config: GenerateConfig) -> MapChoice | None:

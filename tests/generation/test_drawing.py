@@ -8,7 +8,7 @@ import torch
 
 from diffusemble import EnsembleDenoiser, load_experts
 from diffusemble.config.generate import GenerateConfig
-from diffusemble.drawing import choose_maps, draw, install
+from diffusemble.drawing import choose_maps, draw, install, placement
 from diffusemble.registry import SCHEDULERS
 from diffusemble.samplers import build_scheduler
 from tiny import small_pipeline, tiny_scheduler
@@ -138,3 +138,11 @@ def test_the_pipeline_is_an_ordinary_one_around_the_ensemble(ensemble: EnsembleD
     assert type(pipeline).__name__ == "StableDiffusionPipeline"
     assert pipeline.unet is ensemble
     assert type(pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:fast"])
+def test_a_device_that_is_not_there_is_told_with_those_that_are(device: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"device: PyTorch finds no device '{device}' here, but cpu.*Leave `device` out"
+    ):
+        placement(device, "auto")

@@ -103,6 +103,10 @@ def test_refiners_of_another_kind_are_refused() -> None:
     base, first = small_sdxl(0), small_pipeline(0)
     with pytest.raises(ValueError, match=r"StableDiffusionPipeline always draws to the end\. Two stages are for SDXL"):
         refiner_pipeline(different([tiny_refiner(0)]), first)
+    with pytest.raises(
+        ValueError, match=r"drawn by refiners of SDXL or by SDXL models, and 'expert 0' is neither \(its"
+    ):
+        refiner_pipeline(different([small_pipeline(0)]), base)
     refiner = tiny_refiner(0)
     refiner.register_modules(scheduler=tiny_scheduler(beta_end=0.02))
     with pytest.raises(ValueError, match="trained with another noise schedule than those of the first stage"):
@@ -111,6 +115,12 @@ def test_refiners_of_another_kind_are_refused() -> None:
     refiner.vae.register_to_config(scaling_factor=0.5)
     with pytest.raises(ValueError, match=r"refiner: its experts' latents are .*0\.5.* Use refiners of the same"):
         refiner_pipeline(different([refiner]), base)
+
+
+def test_refiners_draw_nothing_from_text_alone(home: Path) -> None:
+    alone = GenerateConfig(prompts=["a fox"], experts=[str(home / "refiner0")], device="cpu")
+    with pytest.raises(ValueError, match=r"belong to StableDiffusionXLImg2ImgPipeline\. Refiners are the second stage"):
+        generate(alone)
 
 
 def test_a_refiner_reads_with_its_own_encoders(home: Path) -> None:

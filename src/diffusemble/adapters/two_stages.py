@@ -31,6 +31,13 @@ def refiner_pipeline(refiner: Ensemble, base: Any) -> Any:
             f"refiner: diffusers' {type(base).__name__} always draws to the end. Two stages are for SDXL experts "
             f"without ControlNets; leave the refiner out, or the ControlNets."
         )
+    for expert in refiner.experts:
+        denoiser: Any = expert.denoiser
+        if denoiser.config.get("addition_embed_type") != "text_time":
+            raise ValueError(
+                f"refiner: the second stage is drawn by refiners of SDXL or by SDXL models, and {expert.name!r} is "
+                f"neither (its denoiser, a {type(denoiser).__name__}, reads no sizes). Give refiners of SDXL."
+            )
     pipeline = refiner.pipeline(StableDiffusionXLImg2ImgPipeline)
     mine, theirs = latent_space(pipeline.vae), latent_space(base.vae)
     if mine != theirs:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 
+from diffusemble.drawing import check_draws_from_text
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.settings import load_config
 from diffusemble.training.checkpoint import refuse_another_run
@@ -80,6 +81,8 @@ def run(config: RunConfig, lesson: Lesson, progress: Callback | None = None) -> 
     tell = progress or (lambda _: None)
     with torch.random.fork_rng(devices=[]), _accelerator(config) as accelerator:
         ensemble = lesson.build()
+        if config.samples is not None:
+            check_draws_from_text(ensemble)
         identity = {**identity_of(config, ensemble.experts), **lesson.identity}
         refuse_another_run(config.output, identity)  # before hours of encoding
         with accelerator.main_process_first():
