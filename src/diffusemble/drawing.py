@@ -19,7 +19,7 @@ from diffusemble.config.generate import GenerateConfig
 from diffusemble.config.schema import nearest
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.pictures.attention import PointMaps
-from diffusemble.samplers import build_scheduler
+from diffusemble.samplers import use_sampler
 
 DEFAULT_POINTS = DEFAULT_STEPS = 6
 
@@ -145,7 +145,7 @@ def install(ensemble: Ensemble, config: GenerateConfig, parts: Mapping[str, Any]
     """
     check_draws_from_text(ensemble)
     pipeline = adapted_pipeline(ensemble, config, parts)
-    pipeline.scheduler = build_scheduler(config.scheduler, pipeline.scheduler.config)
+    use_sampler(pipeline, config.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -22,6 +22,27 @@ FLOW_SAMPLERS: Mapping[str, Entry] = {
 """The samplers for experts of a flow (FLUX, SD3), where DDIM's step is Euler's."""
 
 
+_OWN_STEPS = ("Chroma", "QwenImage", "ZImage")
+"""How names of the pipelines begin that tell their sampler which steps to take; ``dpm++`` takes its own."""
+
+
+def use_sampler(pipeline: Any, name: str) -> None:
+    """Let a pipeline draw with sampler ``name``, for the noise schedule of the sampler that it has.
+
+    Raises:
+        ValueError: unknown name, or a sampler that does not follow flows, or not by this pipeline's steps.
+    """
+    if type(pipeline).__name__.startswith(_OWN_STEPS):
+        lookup(SCHEDULERS, name, "scheduler")
+        fitting = [one for one in FLOW_SAMPLERS if one != "dpm++"]
+        if name not in fitting:
+            raise ValueError(
+                f"The sampler {name!r} does not take the steps that {type(pipeline).__name__} gives. Choose one of: "
+                f"{', '.join(fitting)}."
+            )
+    pipeline.scheduler = build_scheduler(name, pipeline.scheduler.config)
+
+
 def build_scheduler(name: str, trained_with: Mapping[str, Any]) -> Any:
     """Sampler ``name`` of ``registry.SCHEDULERS`` for the noise schedule that the experts were trained with.
 

@@ -19,10 +19,12 @@ from diffusemble.generation import generate
 from diffusemble.pictures.sheet import MARGIN, Column, contact_sheet
 from diffusemble.pictures.sheet import SMALL as SMALL_TEXT
 from diffusemble.pictures.text import PAPER, line_height
-from diffusemble.samplers import build_scheduler, title_for
+from diffusemble.samplers import build_scheduler, title_for, use_sampler
 from laws import disturb
 from tiny import as_expert
-from tiny_dit import tiny_flow_scheduler, tiny_flux, tiny_flux_pipeline, tiny_sd3_pipeline
+from tiny_dit import tiny_chroma_pipeline, tiny_flow_scheduler, tiny_flux, tiny_flux_pipeline, tiny_sd3_pipeline
+from tiny_qwen import tiny_qwen_pipeline
+from tiny_z_image import tiny_z_image_pipeline
 
 BUILDERS = {"flux": tiny_flux_pipeline, "sd3": tiny_sd3_pipeline}
 SMALL = {"prompts": ("a red fox",), "seeds": (3,), "steps": 2, "height": 16, "width": 24, "guidance": 3.0}
@@ -151,3 +153,13 @@ def test_maps_are_those_of_the_prompt_where_guidance_calls_twice() -> None:
 
     guided, alone = maps(guidance=3.0, steps=1), maps(guidance=1.0, steps=1)
     assert all(torch.equal(a.maps[0], b.maps[0]) for a, b in zip(guided, alone, strict=True))
+
+
+@pytest.mark.parametrize("pipeline", [tiny_chroma_pipeline, tiny_qwen_pipeline, tiny_z_image_pipeline])
+def test_a_pipeline_that_chooses_the_steps_refuses_a_sampler_that_does(pipeline: Callable[[], Any]) -> None:
+    own = pipeline()
+    for name in ("dpm++", "pndm"):
+        with pytest.raises(ValueError, match=r"does not take the steps that .*Pipeline gives.*: ddim, euler, lcm\.$"):
+            use_sampler(own, name)
+    use_sampler(own, "lcm")
+    assert type(own.scheduler).__name__ == "FlowMatchLCMScheduler"

@@ -25,7 +25,7 @@ from diffusemble.evaluation.store import Store
 from diffusemble.evaluation.stored import SYSTEMS, read_scores
 from diffusemble.evaluation.systems import System
 from diffusemble.provenance import fingerprint, made_with
-from diffusemble.samplers import build_scheduler
+from diffusemble.samplers import use_sampler
 from diffusemble.settings import dump_config
 
 __all__ = ["Prepared", "ensemble_folder", "evaluate", "identity", "machine_notes", "prepare", "summarise"]
@@ -104,7 +104,7 @@ def prepare(config: BenchConfig, shards: Shards, data: Mapping[str, Any]) -> Pre
     ensemble = open_ensemble(config, device, dtype)
     chosen = choose_systems(config, ensemble)
     for system in chosen.systems:
-        system.pipeline.scheduler = build_scheduler(config.scheduler, system.pipeline.scheduler.config)
+        use_sampler(system.pipeline, config.scheduler)
     notes = machine_notes(ensemble)
     depends = {**identity(config, ensemble), **data, "dtype": str(dtype)}
     store = Store(Path(config.out), depends, notes)

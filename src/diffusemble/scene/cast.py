@@ -20,7 +20,7 @@ from diffusemble.experts.pipeline import build_pipeline
 from diffusemble.experts.reference import load_ensemble
 from diffusemble.latent.member import Member
 from diffusemble.memory.keep import planned
-from diffusemble.samplers import build_scheduler
+from diffusemble.samplers import use_sampler
 from diffusemble.scene.conditions import Stage, condition_of, relations_of
 from diffusemble.scene.config import SceneConfig
 from diffusemble.scene.control_files import image_encoder, load_control, record_of, shares_of
@@ -186,7 +186,7 @@ class _Loader:
         return tuple(replace(one, components=share_parts(one.components, self.parts)) for one in experts)
 
     def _ready(self, pipeline: Any) -> Any:
-        pipeline.scheduler = build_scheduler(self.scene.scheduler, pipeline.scheduler.config)
+        use_sampler(pipeline, self.scene.scheduler)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from diffusemble.drawing import guidance_of
-from diffusemble.samplers import build_scheduler
+from diffusemble.samplers import use_sampler
 from diffusemble.training.config import SamplesConfig
 from diffusemble.training.files import replace_file
 
@@ -24,7 +24,7 @@ def draw_sheet(pipeline: Any, samples: SamplesConfig, size: int, file: Path) -> 
     """
     pipeline.set_progress_bar_config(disable=True)
     if samples.scheduler is not None:
-        pipeline.scheduler = build_scheduler(samples.scheduler, pipeline.scheduler.config)
+        use_sampler(pipeline, samples.scheduler)
     pictures = [
         pipeline(
             [prompt],

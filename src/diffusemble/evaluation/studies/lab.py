@@ -27,7 +27,7 @@ from diffusemble.evaluation.store import Arrays, Store
 from diffusemble.evaluation.studies.config import StudyConfig
 from diffusemble.evaluation.studies.digest import digest_of
 from diffusemble.evaluation.systems import System
-from diffusemble.samplers import build_scheduler
+from diffusemble.samplers import use_sampler
 
 Array = NDArray[Any]
 Tell = Callable[[float, str], None]
@@ -122,7 +122,7 @@ class Lab:
             self.tell(span[0] + (span[1] - span[0]) * number / len(systems), system.title)
             # Equal ways to draw are only recognised if all of them have their sampler already.
             sampler = scheduler or self.config.scheduler
-            system.pipeline.scheduler = build_scheduler(sampler, system.pipeline.scheduler.config)
+            use_sampler(system.pipeline, sampler)
             images = self.images(system) if draw else np.zeros(0)
             found[system.name] = Measured(
                 system.name,
