@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from diffusemble.adapters.files import check_files
 from diffusemble.adapters.install import adapter_parts
 from diffusemble.adapters.two_stages import refiner_pipeline
 from diffusemble.aggregators.storage import name_of
@@ -118,6 +119,7 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> Pictur
             does not have.
     """
     tell = progress or (lambda share, what: None)
+    check_files(config)
     tell(0.0, "loading experts")
     ensemble = build_ensemble(on_host(config))
     refiner = None if config.refiner is None else build_ensemble(_beside(config.refiner, on_host(config)))

@@ -76,7 +76,5 @@ def test_a_vae_of_another_kind_is_refused(models: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(ValueError, match=r"nothing has no VAE: neither a folder vae nor a config.json"):
         load_experts(models / "rock", vae=tmp_path / "nothing")
-    with pytest.raises(
-        ValueError, match=r"vae: there is no file or folder gone .* name of one of the experts: rock"
-    ):
+    with pytest.raises(ValueError, match=r"vae: there is no file or folder gone .* name of one of the experts: rock"):
         load_experts(models / "rock", vae="gone")

@@ -118,9 +118,7 @@ def test_a_folder_that_is_no_model_says_what_it_holds(tmp_path: Path) -> None:
 def test_a_saved_ensemble_and_a_part_of_a_model_are_told_from_a_folder_of_files(models: Path, tmp_path: Path) -> None:
     for name in ("ensemble.json", "aggregator.safetensors"):
         (tmp_path / name).touch()
-    with pytest.raises(
-        ValueError, match=rf"is a saved ensemble, .* --ensemble {tmp_path}, in a config"
-    ):
+    with pytest.raises(ValueError, match=rf"is a saved ensemble, .* --ensemble {tmp_path}, in a config"):
         load_experts(tmp_path)
     with pytest.raises(ValueError, match=r"rock/unet is a part of the model .*rock. Give .*rock itself"):
         load_experts(models / "rock/unet")

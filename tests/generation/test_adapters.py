@@ -53,6 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(("hint.png", "like.png")):
         pixels = np.random.default_rng(number).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(home / name)
+    (home / "cut.png").write_bytes((home / "hint.png").read_bytes()[:300])
     left = Image.new("L", (SIDE, SIDE))
     left.paste(255, (0, 0, SIDE // 2, SIDE))
     left.save(home / "left.png")
@@ -208,17 +209,28 @@ WRONG: dict[str, tuple[Wrong, str]] = {
         lambda home: net_of(home, model=str(home / "rock" / "vae")),
         r"controlnets\.model: .*vae is of class AutoencoderKL, and controlnets .* are of class ControlNetModel",
     ),
-    "missing controlnet": (lambda home: net_of(home, model=str(home / "none")), r"no ControlNetModel .*config\.json"),
+    "missing controlnet": (
+        lambda home: net_of(home, model=str(home / "none")),
+        r"controlnets\.model: there is no folder .*none \(looked in .*\. Give a folder or hub id with config\.json",
+    ),
     "missing picture": (lambda home: net_of(home, image="none.png"), r"controlnets\.image: there is no file none\.png"),
     "no picture": (lambda home: net_of(home, image=str(home / "ip.safetensors")), "image: this is no picture: "),
+    "damaged picture": (
+        lambda home: net_of(home, image=str(home / "cut.png")),
+        r"controlnets\.image: the picture .*cut\.png cannot be read \(.*truncated",
+    ),
+    "missing weights": (
+        lambda home: prompt_of(home, weights=str(home / "ipp.safetensors")),
+        r"weights: there is no file .*ipp\.safetensors .*\(did you mean 'ip\.safetensors'\?\)",
+    ),
     "no adapter": (
-        lambda home: prompt_of(home, weights=str(home / "ink.safetensors"), encoder=str(home / "none")),
+        lambda home: prompt_of(home, weights=str(home / "ink.safetensors")),
         r"ink\.safetensors is no IP-Adapter: .* ip-adapter_sd15\.safetensors",
     ),
     "no encoder": (lambda home: prompt_of(home, encoder=str(home / "edges")), "edges holds no image encoder"),
     "missing encoder": (
         lambda home: prompt_of(home, encoder=str(home / "none")),
-        r"holds no image encoder .* Set image_prompts\.encoder",
+        r"image_prompts\.encoder: there is no folder .*none \(looked in ",
     ),
     "no encoder beside the weights": (
         lambda home: prompt_of(home, weights=str(home / "edges" / "ip.safetensors")),
@@ -238,6 +250,33 @@ def test_what_cannot_be_used_is_named(name: str, home: Path, together: EnsembleD
     config = config_of(home, **settings(home))
     with pytest.raises(ValueError, match=message):
         adapter_call(adapted_pipeline(together, config), config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            lambda home: net_of(home, model="nets/edgs"),
+            r"no folder nets/edgs .*did you mean 'edges'.*nets/edgs@main",
+        ),
+        (lambda home: net_of(home, image=str(home / "cut.png")), r"controlnets\.image: .*cut\.png cannot be read"),
+        (
+            lambda home: {"t2i_adapters": {"model": "nets/edgs", "image": str(home / "hint.png")}},
+            r"t2i_adapters\.model: .*\(did you mean 'edges'\?\)",
+        ),
+        (lambda home: prompt_of(home, encoder="nets/image-encoder"), r"image_prompts\.encoder: there is no folder"),
+        (lambda home: prompt_of(home, mask=str(home / "cut.png")), r"image_prompts\.mask: .*cut\.png cannot be read"),
+        (lambda home: {"loras": "nets/edges"}, r"loras: there is no \.safetensors file nets/edges .* Give a LoRA"),
+    ],
+)
+def test_files_are_looked_at_before_anything_is_loaded(
+    settings: Wrong, message: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets/edges").mkdir(parents=True)
+    with pytest.raises(ValueError, match=message):
+        generate(config_of(home, experts="absent.safetensors", **settings(home)))
 
 
 def test_what_reaches_no_expert_is_named(home: Path) -> None:

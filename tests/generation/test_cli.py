@@ -119,6 +119,8 @@ def test_flags_become_settings(folders: tuple[str, ...], tmp_path: Path) -> None
         (["generate", "x", "--seed", "1", "--seed", "2", "-n", "2"], "--images counts up from one --seed; got 2"),
         (["generate", "x", "-e", "absent.safetensors"], "absent.safetensors"),
         (["generate", "x", "--ensemble", "absent"], "absent"),
+        (["generate", "x", "-e", "absent.safetensors", "-o", __file__], "out is a folder or NAME.png; "),
+        (["generate", "x", "-e", "absent.safetensors", "-o", f"{__file__}/x.png"], "test_cli.py is no folder. Give"),
         (["train", "stepz=3"], "there is no key 'stepz' (value 3) (did you mean 'steps'?)"),
         (["evaluate", "stepz=3"], "there is no key 'stepz' (value 3) (did you mean 'steps'?)"),
         (["zoo", "export", "dragons", "folder"], "it has no 'dragons'"),

@@ -60,9 +60,10 @@ def test_flags_and_keys_become_settings(file: Path) -> None:
     [
         (["control"], "There is no scene to draw. Give its file"),
         (["control", "absent.yaml"], "There is no file absent.yaml"),
+        (["control", "scene.yaml", "base=absent/", "-o", "scene.yaml/x"], "for scene.yaml is no folder. Give another"),
         (["control", "scene.yaml", "--combine", "linaer"], "(did you mean 'linear'?)"),
         (["control", "scene.yaml", "instances=[]"], "relations.0: its subject 'cat' is no instance"),
-        (["control", "scene.yaml", "reference=absent.png"], "There is no reference picture absent.png"),
+        (["control", "scene.yaml", "reference=absent.png"], "reference: there is no file absent.png (looked in "),
         (["control", "scene.yaml", "height=20"], "height must be a multiple of 8; got 20"),
     ],
 )

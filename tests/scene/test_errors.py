@@ -44,8 +44,9 @@ def test_more_than_there_are_slots(scene: Scene, files: Any, kind: str, count: i
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reference": "absent.png"}, "There is no reference picture absent.png (looked in "),
-        ({"reference": __file__}, "test_errors.py is not a readable picture"),
+        ({"reference": "absent.png"}, "reference: there is no file absent.png (looked in "),
+        ({"reference": __file__}, "reference: this is no picture: "),
+        ({"reference": "absent.png", "base": "absent/"}, "reference: there is no file"),  # before anything is loaded
         ({"members": ["migc"]}, "The member 'migc' needs the weights of its control, and only the base zoo:scenes"),
         ({"members": [{"kind": "migc", "source": "absent.safetensors"}]}, "absent.safetensors"),
         ({"members": [{"kind": "migc", "source": "zoo:gligen"}]}, "the zoo has the controls interaction, migc"),

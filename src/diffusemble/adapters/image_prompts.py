@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from diffusers.image_processor import IPAdapterMaskProcessor
 from PIL import Image
 from torch import Tensor
 
-from diffusemble.adapters.files import first_line, read_picture
+from diffusemble.adapters.files import ENCODER, check_weights, encoder_place, first_line
 from diffusemble.config.adapters import AdapterConfig, ImagePromptConfig
 from diffusemble.controls.storage import read_control
 from diffusemble.ensembles.base import Ensemble
+from diffusemble.pictures.files import read_picture
 
 Weights = dict[str, dict[str, Tensor]]
 
-_ENCODER = (
-    "Set image_prompts.encoder to the folder or hub id of the CLIP vision model that the adapter was trained with."
-)
 _READERS = {"UNet2DConditionModel": "cross_attention_dim", "FluxTransformer2DModel": "joint_attention_dim"}
 """Denoisers that diffusers knows IP-Adapters of this kind for, and where they say how wide what they read is."""
 
@@ -90,6 +87,7 @@ def _has_unet(ensemble: Ensemble) -> bool:
 
 
 def _read(one: ImagePromptConfig, ensemble: Ensemble) -> Weights:
+    check_weights(one)
     tensors, _ = read_control(one.weights)
     found: Weights = {"image_proj": {}, "ip_adapter": {}}
     for key, tensor in tensors.items():
@@ -125,25 +123,20 @@ def _check_encoder(one: ImagePromptConfig, projection: Mapping[str, Tensor], enc
         if name in projection and projection[name].shape[1] != made:
             raise ValueError(
                 f"image_prompts.encoder: {one.weights} reads codes of width {projection[name].shape[1]}, and those of "
-                f"this image encoder are {made} wide. {_ENCODER}"
+                f"this image encoder are {made} wide. {ENCODER}"
             )
 
 
 def _image_encoder(one: ImagePromptConfig, ensemble: Ensemble) -> dict[str, Any]:
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
-    beside = Path(one.weights).parent / "image_encoder"
-    if one.encoder is None and not beside.is_dir():  # the hub would be asked for it
-        raise ValueError(
-            f"image_prompts: there is no folder {beside}, where the image encoder of {one.weights} is looked for. "
-            f"{_ENCODER}"
-        )
-    where = one.encoder or str(beside)
+    where, revision = encoder_place(one)
+    options = {"use_safetensors": True, "dtype": ensemble.dtype, **({"revision": revision} if revision else {})}
     try:
-        encoder = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True, dtype=ensemble.dtype)
+        encoder = CLIPVisionModelWithProjection.from_pretrained(where, **options)
     except Exception as error:  # a folder of another kind fails in many ways
         raise ValueError(
-            f"image_prompts: {where} holds no image encoder that can be opened ({first_line(error)}). {_ENCODER}"
+            f"image_prompts: {where} holds no image encoder that can be opened ({first_line(error)}). {ENCODER}"
         ) from error
     side = encoder.config.image_size
     processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})

@@ -29,10 +29,12 @@ from diffusers import (
     T2IAdapter,
 )
 
-from diffusemble.adapters.files import first_line, read_picture
+from diffusemble.adapters.files import first_line
 from diffusemble.config.adapters import AdapterConfig, ControlNetConfig
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.expert import downsampling
+from diffusemble.experts.hub import parse_part
+from diffusemble.pictures.files import read_picture
 
 log = logging.getLogger(__name__)
 
@@ -143,10 +145,12 @@ def _open(key: str, model: str, ensemble: Ensemble) -> Any:
     kinds: dict[str, Any] = {kind.__name__: kind for kind in _kinds(key, ensemble)}
     names = " or ".join(kinds)
     usual = next(iter(kinds.values()))
+    where, revision = parse_part(model, f"{key}.model")
+    options = {"use_safetensors": True, "torch_dtype": ensemble.dtype, "revision": revision}
     try:
-        found = usual.load_config(model).get("_class_name", usual.__name__)
+        found = usual.load_config(where, revision=revision).get("_class_name", usual.__name__)
         kind = kinds.get(found)
-        net = kind.from_pretrained(model, use_safetensors=True, torch_dtype=ensemble.dtype) if kind else None
+        net = kind.from_pretrained(where, **options) if kind else None
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{key}.model: {model} holds no {names} that can be opened ({first_line(error)}). Give a folder or hub id "

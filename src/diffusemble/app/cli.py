@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +31,7 @@ from diffusemble.app.inspect import inspect
 from diffusemble.app.merge import merge
 from diffusemble.app.report import report
 from diffusemble.app.terminal import Commands, hush_bars, out, progress_bar, training_line
+from diffusemble.app.zoo import zoo_app
 
 if TYPE_CHECKING:
     from diffusemble.generation import Saved
@@ -44,7 +44,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-zoo_app = typer.Typer(help="The small experts that ship with the package.", invoke_without_command=True)
 app.add_typer(zoo_app, name="zoo")
 
 Drawn = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file, or a picture that was saved before.")]
@@ -98,6 +97,7 @@ def generate(
     Every picture carries its configuration: `diffusemble generate --config picture.png` draws it again.
     """
     from diffusemble.config.generate import GenerateConfig
+    from diffusemble.pictures.files import check_out
     from diffusemble.settings import load_config
 
     if not prompts and config is None and not any(one.startswith("prompts") for one in sets or ()):
@@ -113,6 +113,7 @@ def generate(
     if flags or sets:
         flags["made_with"] = None  # another picture; there is nothing to compare it with
     run = load_config(GenerateConfig, config, sets or (), **flags, **_given(out=output))
+    check_out(run.out)
     with progress_bar("starting") as tell:
         from diffusemble.generation import generate as draw
 
@@ -201,32 +202,6 @@ app.command()(inspect)
 app.command()(block_weights.search)
 app.command()(block_weights.export)
 app.command()(study.study)
-
-
-@zoo_app.callback()
-def zoo(context: typer.Context) -> None:
-    """List the small experts that ship with the package."""
-    if context.invoked_subcommand is None:
-        from diffusemble import zoo
-        from diffusemble.app.tables import zoo_table
-
-        groups = zoo.groups()
-        out().print(zoo_table(groups, zoo.names(), {group for group in groups if zoo.trained_ensemble(group)}))
-
-
-@zoo_app.command()
-def export(
-    name: Annotated[str, typer.Argument(help="An expert, such as animals.")],
-    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
-) -> None:
-    """Write an expert as a diffusers folder, for any program that opens Stable Diffusion."""
-    from diffusemble.zoo import folder as unpacked
-
-    source = unpacked(name.removeprefix("zoo:"))
-    if folder.exists():
-        raise ValueError(f"{folder} exists already, and nothing is overwritten. Give a folder that does not exist yet.")
-    shutil.copytree(source, folder)
-    out().print(f"folder  {folder}", markup=False)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ def control(
 
     Every picture carries its scene: `diffusemble control picture.png` draws it again.
     """
+    from diffusemble.pictures.files import check_out
     from diffusemble.scene.config import SceneConfig
     from diffusemble.settings import load_config
 
@@ -42,6 +43,7 @@ def control(
     if given or settings:
         given["made_with"] = None  # another picture; there is nothing to compare it with
     run = load_config(SceneConfig, scene, settings or (), **given, **({} if output is None else {"out": output}))
+    check_out(run.out)
     with progress_bar("starting") as tell:
         from diffusemble.scene.draw import draw_scene
 

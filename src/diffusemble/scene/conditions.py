@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-from PIL import Image, UnidentifiedImageError
 
 from diffusemble.controls.gligen import Gligen, gligen_condition
 from diffusemble.controls.image_prompt import ImagePrompt, image_prompt_condition
 from diffusemble.controls.interaction import Interaction, Relation, interaction_condition, standing_alone
 from diffusemble.controls.migc import Migc, migc_condition
+from diffusemble.pictures.files import read_picture
 from diffusemble.scene.config import SceneConfig
 from diffusemble.scene.member_config import MemberConfig
 
@@ -80,7 +78,7 @@ def _migc(scene: SceneConfig, member: MemberConfig, stage: Stage) -> Any:
 
 
 def _image_prompt(scene: SceneConfig, member: MemberConfig, stage: Stage) -> Any:
-    picture = read_reference(scene)
+    picture = read_picture(scene.reference or "", "reference")
     return image_prompt_condition(picture, stage.encoder, stage.processor, member.scale, stage.pipe.device)
 
 
@@ -90,24 +88,3 @@ _MAKERS: Mapping[str, Callable[[SceneConfig, MemberConfig, Stage], Any]] = {
     "image-prompt": _image_prompt,
     "gligen": _gligen,
 }
-
-
-def read_reference(scene: SceneConfig) -> Image.Image:
-    """The scene's reference picture.
-
-    Raises:
-        ValueError: there is no such file, or it is no picture.
-    """
-    file = Path(scene.reference or "")
-    if not file.is_file():
-        raise ValueError(
-            f"There is no reference picture {scene.reference} (looked in {Path.cwd()}). Give the file of a picture, "
-            f"or leave reference out."
-        )
-    try:
-        with Image.open(file) as opened:
-            return opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(
-            f"The reference {file} is not a readable picture ({error}). Give a PNG, JPEG or WebP."
-        ) from error

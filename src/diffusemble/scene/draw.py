@@ -15,7 +15,7 @@ from PIL import Image
 from diffusemble.latent.aggregate import Member, aggregate
 from diffusemble.latent.combine import build_combine
 from diffusemble.memory.keep import MemoryReport
-from diffusemble.pictures.files import free_stem
+from diffusemble.pictures.files import free_stem, read_picture
 from diffusemble.pictures.layout import Arrow, Frame, layout_picture
 from diffusemble.pictures.metadata import save_png
 from diffusemble.pictures.sheet import Column, contact_sheet
@@ -118,6 +118,8 @@ def draw_scene(scene: SceneConfig, progress: Progress | None = None) -> ScenePic
     tell = progress or (lambda share, what: None)
     tell(0.0, "loading members")
     build_combine(scene.combine.name, **scene.combine.options)  # options are checked before anything is loaded
+    if any(part.kind == "image-prompt" for part in scene.cast):
+        read_picture(scene.reference or "", "reference")
     cast = load_cast(scene)
     drawing = _Drawing(scene, cast, tell)
     with within_memory(scene, cast) as keeper:
