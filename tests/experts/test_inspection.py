@@ -150,6 +150,16 @@ def header(**shapes: tuple[int, ...]) -> Header:
         ({"text_model.encoder.layers.0.mlp.fc1.weight": (8, 8)}, "a text encoder"),
         ({"down_blocks.0.motion_modules.0.x": (8, 8)}, "a motion module (AnimateDiff)"),
         ({"model.diffusion_model.distilled_guidance_layer.in_proj.bias": (8,)}, "a Chroma checkpoint"),
+        (
+            {
+                **{
+                    f"model.diffusion_model.{name}": (8, 8)
+                    for name in ("input_blocks.0.0.weight", "label_emb.0.0.weight")
+                },
+                "model.diffusion_model.output_blocks.3.1.transformer_blocks.0.attn2.to_k.weight": (8, 1024),
+            },
+            "an SD 2.x with an embedding of its own (unCLIP, upscaler) checkpoint",
+        ),
         ({"rock.weight": (8, 8), "fern.weight": (8, 8)}, "an unknown"),
     ],
 )

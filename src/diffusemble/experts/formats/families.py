@@ -128,6 +128,8 @@ def _foreign(keys: list[str]) -> str | None:
 
 def _of_unet(header: Header, prefix: str, keys: list[str], added: bool) -> str:
     width = max((header.width(prefix + key) for key in keys if key.endswith("attn2.to_k.weight")), default=0)
+    if added and width == 1024:
+        return "SD 2.x with an embedding of its own (unCLIP, upscaler)"
     if added:
         alone = header.has("conditioner.embedders.0.model.")
         return SHORT["refiner" if width == 1280 or alone else "sdxl"]
