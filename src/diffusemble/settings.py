@@ -10,9 +10,13 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from diffusemble.config.schema import nearest
+from diffusemble.config.places import looked
+from diffusemble.config.schema import Schema, nearest
 
 M = TypeVar("M", bound=BaseModel)
+
+_TELLING = {"generate": "prompts", "control": "instances"}
+"""A key by which one knows what a command has written beside what it drew with (``made_with``)."""
 
 
 def load_config(model: type[M], file: str | Path | None = None, overrides: Sequence[str] = (), **settings: Any) -> M:
@@ -20,14 +24,15 @@ def load_config(model: type[M], file: str | Path | None = None, overrides: Seque
 
     Args:
         model: its schema.
-        file: YAML, or a picture that ``generate`` saved.
+        file: YAML, or a picture that the command of this schema drew.
         overrides: ``"key=value"`` on top of the file and the settings, dotted for nested keys; values are YAML.
         settings: keys and values on top of the file.
 
     Raises:
         ValueError: names the key, what came, and the nearest key there is.
     """
-    data = {**({} if file is None else read_settings(file)), **settings}
+    by = model.drawn_by if issubclass(model, Schema) else None
+    data = {**({} if file is None else read_settings(file, by)), **settings}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -40,27 +45,41 @@ def load_config(model: type[M], file: str | Path | None = None, overrides: Seque
         raise ValueError("\n".join(source + line for line in _explain(model, error))) from error
 
 
-def read_settings(file: str | Path) -> dict[str, Any]:
-    """Keys and values of a YAML file, or of the configuration inside a picture that ``generate`` saved.
+def read_settings(file: str | Path, by: str | None = None) -> dict[str, Any]:
+    """Keys and values of a YAML file, or of the configuration inside a picture.
+
+    Args:
+        file: where they are.
+        by: the command that draws from such settings; without it, pictures are not read.
 
     Raises:
-        ValueError: the file is missing, or holds no configuration.
+        ValueError: the file is missing, holds no configuration, or was drawn by another command.
     """
     file = Path(file)
+    give = "Give a YAML file" + (f", or a picture that `diffusemble {by}` drew." if by else ".")
     if not file.is_file():
-        raise ValueError(f"There is no file {file}. Give a YAML file or a picture that `diffusemble generate` wrote.")
-    if file.suffix.lower() == ".png":
-        from diffusemble.pictures.metadata import read_document
-
-        text = read_document(file)
-    else:
-        text = file.read_text(encoding="utf-8")
-    data = _parse(text, str(file))
+        what = f"{file} is a folder" if file.is_dir() else f"There is no file {looked(str(file))}"
+        raise ValueError(f"{what}. {give}")
+    data = _parse(_text(file, give, by is not None), str(file))
     if not isinstance(data, dict):
         raise ValueError(
             f"{file} must hold keys and values (`steps: 20`); it holds {type(data).__name__}: {data!r:.60}."
         )
+    other = next((name for name, key in _TELLING.items() if key in data and "made_with" in data), by)
+    if other != by:
+        raise ValueError(f"{file} was drawn by `diffusemble {other}`, which has other keys. {give}")
     return data
+
+
+def _text(file: Path, give: str, drawn: bool) -> str:
+    if drawn and file.suffix.lower() == ".png":
+        from diffusemble.pictures.metadata import read_document
+
+        return read_document(file)
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text, so it is no configuration. {give}") from error
 
 
 def dump_config(config: BaseModel) -> str:
@@ -88,13 +107,14 @@ def _put(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
+    unknown: dict[str, list[str]] = {}  # a line for each key that there is not, by those that there are
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         came = f"{problem['input']!r:.80}"
-        fields = _fields(model, problem["loc"][:-1])
         if problem["type"] == "extra_forbidden":
-            close = nearest(str(problem["loc"][-1]), fields)
-            yield f"there is no key {key!r} (value {came}){close}. Keys: {', '.join(fields)}."
+            there = _fields(model, problem["loc"][:-1])
+            close = nearest(str(problem["loc"][-1]), there)
+            unknown.setdefault(", ".join(there), []).append(f"there is no key {key!r} (value {came}){close}.")
         elif problem["type"] == "missing":
             yield f"the key {key!r} is missing. Add it."
         elif problem["type"] == "value_error":
@@ -102,6 +122,9 @@ def _explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
             yield f"{key}: {why}." if key else f"{why}."
         else:
             yield f"{key} {re.sub('^[A-Z][a-z]+ should', 'must', problem['msg'])}; got {came}."
+    for fields, lines in unknown.items():
+        yield from lines[:-1]
+        yield f"{lines[-1]} Keys: {fields}."
 
 
 def _fields(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

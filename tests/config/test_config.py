@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from diffusemble.config.ensemble import AggregatorConfig, EnsembleConfig
-from diffusemble.config.generate import AttentionConfig, GenerateConfig
+from diffusemble.config.generate import AttentionConfig, GenerateConfig, MadeWith
+from diffusemble.config.schema import Schema
+from diffusemble.scene.config import SceneConfig
 from diffusemble.settings import dump_config, load_config
+from diffusemble.training.config import TrainConfig
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -102,9 +105,42 @@ def test_files_without_a_configuration_are_refused(tmp_path: Path, text: str, me
         load_config(GenerateConfig, written(tmp_path, text))
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"There is no file .*absent.yaml"):
-        load_config(GenerateConfig, tmp_path / "absent.yaml")
+def test_the_keys_there_are_stand_once_behind_all_that_there_are_not() -> None:
+    with pytest.raises(ValueError, match=r"(?s)no key 'attention.s'.*no key 'stepz'.*no key 'seedz'") as caught:
+        load_config(GenerateConfig, None, ["prompts=x", "stepz=1", "attention.s=1", "seedz=1"])
+    assert ["Keys: " in line for line in str(caught.value).splitlines()] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("model", "give"),
+    [
+        (GenerateConfig, r"Give a YAML file, or a picture that `diffusemble generate` drew\."),
+        (SceneConfig, r"Give a YAML file, or a picture that `diffusemble control` drew\."),
+        (TrainConfig, r"Give a YAML file\.$"),
+    ],
+)
+def test_files_that_are_none_are_named_with_what_to_give(tmp_path: Path, model: type[Schema], give: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\xbb\x03" + bytes(6) + b"{}")
+    for name, what in (
+        ("modal.safetensors", r"There is no file .* \(did you mean 'model.safetensors'\?\)\."),
+        ("model.safetensors", r"model\.safetensors is no text, so it is no configuration\."),
+        ("", r"is a folder\."),
+    ):
+        with pytest.raises(ValueError, match=rf"{what} {give}"):
+            load_config(model, tmp_path / name)
+
+
+def test_what_another_command_drew_is_named_by_it(tmp_path: Path) -> None:
+    made = MadeWith(versions={}, device="", aggregator="", experts=())
+    for config, others, by in (
+        (GenerateConfig(prompts="x", made_with=made), (SceneConfig, TrainConfig), "generate"),
+        (SceneConfig(made_with=dict(made)), (GenerateConfig, TrainConfig), "control"),
+    ):
+        file = written(tmp_path, dump_config(config))
+        assert load_config(type(config), file) == config
+        for other in others:
+            with pytest.raises(ValueError, match=rf"was drawn by `diffusemble {by}`, which has other keys"):
+                load_config(other, file)
 
 
 def test_checking_a_configuration_does_not_import_torch() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -62,6 +62,8 @@ class GenerateConfig(AdapterConfig, EnsembleConfig):
         out: a folder for numbered pictures, or a file name that ends with ``.png``.
         made_with: written by ``generate``; compared when the configuration is drawn again.
     """
+
+    drawn_by: ClassVar[str] = "generate"
 
     prompts: Prompts
     negative: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,9 @@ class Schema(BaseModel):
     """Base of every configuration: unknown keys are errors, and nothing changes after it was checked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    drawn_by: ClassVar[str | None] = None
+    """The command whose pictures carry such a configuration."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

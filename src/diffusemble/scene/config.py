@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -112,6 +112,8 @@ class SceneConfig(Schema):
         device: ``"cpu"``, ``"cuda:1"``, ``"mps"``; the fastest one there is by default.
         made_with: written by ``control``; compared when the scene is drawn again.
     """
+
+    drawn_by: ClassVar[str] = "control"
 
     prompt: str = ""
     negative: str = ""
