@@ -120,7 +120,7 @@ def test_captions_come_again_with_new_noise_and_count_as_one_concept(folder, res
 
 
 def test_scores_of_other_settings_are_refused(folder, results):
-    with pytest.raises(ValueError, match="another run: 'steps' was 2, now 3"):
+    with pytest.raises(ValueError, match="another run: its steps was 2, now 3"):
         evaluate(tiny_config(folder, systems=SYSTEMS, steps=3))
 
 

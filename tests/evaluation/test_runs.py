@@ -197,7 +197,7 @@ def test_what_is_missing_is_said_before_anything_is_drawn(folder: Path, tmp_path
 def test_scores_of_other_prompts_are_refused(folder: Path, config: PicturesConfig) -> None:
     (folder / "other.txt").write_text("something else\n")
     changes = {"prompts": str(folder / "other.txt"), "column": "prompt", "category": ""}
-    with pytest.raises(ValueError, match=r"holds the scores of another run: '(column|prompts)' was"):
+    with pytest.raises(ValueError, match=r"holds the scores of another run: its (column|prompts) was"):
         evaluate_pictures(settings(folder, "whole", **changes))
 
 

@@ -36,7 +36,7 @@ def test_a_failed_piece_leaves_nothing(tmp_path: Path):
 def test_scores_of_another_run_are_refused(tmp_path: Path):
     Store(tmp_path, {"steps": 20, "times": (1, 2)}, {})
     Store(tmp_path, {"steps": 20, "times": (1, 2)}, {})
-    with pytest.raises(ValueError, match=r"another run: 'steps' was 20, now 25.*another folder as out"):
+    with pytest.raises(ValueError, match=r"another run: its steps was 20, now 25.*another folder as out"):
         Store(tmp_path, {"steps": 25, "times": (1, 2)}, {})
 
 

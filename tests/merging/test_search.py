@@ -181,7 +181,7 @@ def test_merging_by_the_recipe_writes_the_model_that_the_search_scored(experts, 
 
 def test_the_folder_of_another_search_is_refused(experts, tmp_path):
     run(experts, **settings(tmp_path))
-    with pytest.raises(ValueError, match="log of another search: 'seeds' was"):
+    with pytest.raises(ValueError, match="log of another search: its seeds was"):
         run(experts, **settings(tmp_path, seeds=[7]))
 
 

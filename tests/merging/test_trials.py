@@ -69,7 +69,7 @@ def test_pictures_without_a_score_make_a_trial_the_worst(tmp_path):
 
 def test_the_log_of_another_search_is_refused(tmp_path):
     TrialLog(tmp_path / "log.jsonl", {"seed": 1})
-    with pytest.raises(ValueError, match=r"log of another search: 'seed' was 1, now 2\. Give another folder as out"):
+    with pytest.raises(ValueError, match=r"log of another search: its seed was 1, now 2\. Give another folder as out"):
         TrialLog(tmp_path / "log.jsonl", {"seed": 2})
 
 

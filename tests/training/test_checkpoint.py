@@ -28,6 +28,7 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     [
         ({**IDENTITY, "rate": 0.2}, "was started with another rate: 0.1, now 0.2"),
         ({"rate": 0.1}, r"was started with another data: \{'path': 'here'\}, now None"),
+        ({**IDENTITY, "data": {"path": "here", "root": "there"}}, "another data.root: None, now 'there'"),
         ({**IDENTITY, "new": 1}, "was started with another new: None, now 1"),
     ],
 )

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusemble.config.changes import first_change
+
 Arrays = dict[str, NDArray[Any]]
 RUN_FILE = "run.json"
 
@@ -167,9 +169,9 @@ def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _compare(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for key in {**then, **now}:
-        if then.get(key) != now.get(key):
-            raise ValueError(
-                f"{folder} holds the scores of another run: {key!r} was {then.get(key)!r:.120}, now "
-                f"{now.get(key)!r:.120}. Give another folder as out, or delete this one to start again."
-            )
+    change = first_change(then, now)
+    if change is not None:
+        raise ValueError(
+            f"{folder} holds the scores of another run: its {change.what} was {change.then}, now {change.now}. Give "
+            f"another folder as out, or delete this one to start again."
+        )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusemble.config.changes import first_change
 from diffusemble.merging.coordinates import Shares, Step
 
 FORMAT = 1
@@ -118,10 +119,9 @@ def _compare(file: Path, then: Any, now: Mapping[str, Any]) -> None:
     old = then.get("identity") if isinstance(then, dict) and then.get("format") == FORMAT else None
     if old is None:
         raise ValueError(f"{file} is no log of a search of format {FORMAT}. Give another folder as out.")
-    for key in {**old, **now["identity"]}:
-        before, after = old.get(key), now["identity"].get(key)
-        if before != after:
-            raise ValueError(
-                f"{file} is the log of another search: {key!r} was {before!r:.120}, now {after!r:.120}. Give another "
-                f"folder as out, or delete this one to start again."
-            )
+    change = first_change(old, now["identity"])
+    if change is not None:
+        raise ValueError(
+            f"{file} is the log of another search: its {change.what} was {change.then}, now {change.now}. Give another "
+            f"folder as out, or delete this one to start again."
+        )

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from diffusemble.aggregators.storage import load_aggregator
+from diffusemble.config.changes import first_change
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.adapters import adapter_files, refill_adapter
 from diffusemble.experts.reference import WEIGHTS_FILE
@@ -91,20 +92,14 @@ def _read(file: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes happen to mean to the unpickler
-        raise ValueError(f"{file} is damaged ({_short(error)}). Remove it to start this run again.") from error
+        raise ValueError(f"{file} is damaged ({str(error)[:120]}). Remove it to start this run again.") from error
     return state
 
 
 def _refuse_another(folder: Path, now: Mapping[str, Any], then: Mapping[str, Any], keys: Iterable[str]) -> None:
-    for key in sorted(keys):
-        if now.get(key) != then.get(key):
-            raise ValueError(
-                f"{folder} holds a run that was started with another {key}: {_short(then.get(key))}, now "
-                f"{_short(now.get(key))}. Give the old value to go on with it, or another output folder to start a "
-                f"new run."
-            )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+    change = first_change(then, now, sorted(keys))
+    if change is not None:
+        raise ValueError(
+            f"{folder} holds a run that was started with another {change.what}: {change.then}, now {change.now}. Give "
+            f"what it was started with to go on with it, or another output folder to start a new run."
+        )

@@ -127,7 +127,7 @@ def test_other_weights_are_other_pictures(settings: dict[str, Any], tmp_path: Pa
     changed[1]["members"] = [{"kind": "interaction", "source": str(tmp_path / "other.safetensors")}, "plain"]
     evaluate_scenes(ScenesConfig(**{**settings, "systems": changed}), judge=judge)
     assert judge.seen == 6 + 3
-    with pytest.raises(ValueError, match="holds the scores of another run: 'steps' was 2, now 3"):
+    with pytest.raises(ValueError, match="holds the scores of another run: its steps was 2, now 3"):
         evaluate_scenes(ScenesConfig(**{**settings, "steps": 3}), judge=judge)
 
 
