@@ -11,7 +11,6 @@ from diffusemble.merging.blockwise import (
     FAMILIES,
     block_ratios,
     complement,
-    family_of,
     parse_weights,
     slot_of,
     slots,
@@ -125,23 +124,6 @@ def test_flux_slots_follow_the_transformer():
 )
 def test_flux_files_of_the_original_code_and_of_whole_pipelines(key, slot):
     assert slot_of(key, "flux") == slot
-
-
-def test_families_are_told_by_their_tensors():
-    assert family_of(tiny_unet().state_dict()) == "sd1"
-    assert family_of(tiny_sdxl_unet().state_dict()) == "sdxl"
-    assert family_of("model.diffusion_model." + key for key in ldm.unet(tiny_sdxl_unet())) == "sdxl"
-    assert family_of(["transformer_blocks.0.attn.to_q.weight"]) == "flux"
-    with pytest.raises(ValueError, match=r"SD 1.x, SD 2.x, SDXL or FLUX; among 1 tensors \(quant_conv.weight, ...\)"):
-        family_of(["quant_conv.weight"])
-
-
-def test_a_denoiser_with_other_blocks_has_no_family():
-    levels = {"block_out_channels": (16, 16)}
-    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    for unet in (tiny_unet(**levels, **kinds), tiny_unet(layers_per_block=1)):
-        with pytest.raises(ValueError, match="need a whole denoiser with the blocks of SD 1"):
-            family_of(unet.state_dict())
 
 
 def test_a_tensor_beyond_the_family_is_named():

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from diffusemble.app.cli import app
+from tests.adapter_files import kohya, write
 from tests.merging.checkpoints import M00, checkpoint, weights
 
 
@@ -43,6 +44,16 @@ def test_recipes_are_files_and_flags_go_on_top(tmp_path: Path) -> None:
     assert (load_file("out.safetensors")[M00] == weights(2)[M00].half()).all()
 
 
+def test_a_lora_among_the_models_is_called_one(tmp_path: Path) -> None:
+    write(kohya({"lora_unet_mid_block_attentions_0_proj_in": (4, 4)}), tmp_path / "ink.safetensors")
+    done = run("a.safetensors", "b.safetensors", "ink.safetensors", "-o", "out.safetensors")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ink.safetensors is a LoRA, which goes on top of a model and is none to merge")
+    assert "(merged.safetensors+ink.safetensors)" in done.stderr
+    based = run("a.safetensors", "b.safetensors", "-m", "ties", "--base", "ink.safetensors", "-o", "out.safetensors")
+    assert "ink.safetensors is a LoRA" in based.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -56,6 +67,7 @@ def test_recipes_are_files_and_flags_go_on_top(tmp_path: Path) -> None:
         ),
         (["a.safetensors", "b.safetensors", "-o", "x.safetensors", "--set", "share=1"], "(did you mean 'shares'?)"),
         (["a.safetensors", "b.safetensors", "-o", "x.safetensors", "--set", "blocks=GRIT"], "GRIT"),
+        (["a.safetensors", "b.safetensors", "-o", "out"], "with the key out, or --out: out.safetensors."),
         (["a.safetensors", "d.safetensors", "-o", "x.safetensors"], "There is no file or folder d.safetensors"),
     ],
 )

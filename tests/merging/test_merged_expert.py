@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffusemble.experts.expert import Expert
 from diffusemble.merging.blockwise import parse_weights, slots
 from diffusemble.merging.merged_expert import MergedExpert
 from tests.merging.test_blend import weights
 from tests.tiny import as_expert, tiny_pipeline, tiny_sdxl_pipeline, tiny_vae
+from tests.tiny_dit import tiny_flux_pipeline, tiny_sd3
 
 
 def one_hot(expert: int, count: int = 2, family: str = "sd1") -> list[dict[str, float]]:
@@ -15,7 +17,8 @@ def one_hot(expert: int, count: int = 2, family: str = "sd1") -> list[dict[str, 
 
 def picture(pipeline):
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline("a fox", num_inference_steps=2, generator=torch.Generator().manual_seed(3), output_type="pt").images
+    size = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "pt"}
+    return pipeline("a fox", generator=torch.Generator().manual_seed(3), **size).images
 
 
 def test_a_merge_with_all_of_one_expert_draws_what_it_draws_alone():
@@ -66,12 +69,18 @@ def test_everything_that_differs_outside_the_denoiser_is_base():
         assert all(torch.equal(tensor, second[key]) for key, tensor in mine.items())
 
 
-def test_sdxl_merges_both_text_encoders():
-    pipelines = [tiny_sdxl_pipeline(seed) for seed in range(2)]
+@pytest.mark.parametrize(("family", "make"), [("sdxl", tiny_sdxl_pipeline), ("flux", tiny_flux_pipeline)])
+def test_both_text_encoders_are_merged(family, make):
+    pipelines = [make(seed) for seed in range(2)]
     merged = MergedExpert([as_expert(pipeline, str(n)) for n, pipeline in enumerate(pipelines)])
-    assert merged.family == "sdxl"
-    merged.set(one_hot(1, family="sdxl"))
+    assert merged.family == family
+    merged.set(one_hot(1, family=family))
     assert torch.equal(picture(merged.pipeline()), picture(pipelines[1]))
+
+
+def test_experts_without_slots_are_refused():
+    with pytest.raises(ValueError, match=r"this is SD 3\.5, whose blocks have no slots"):
+        MergedExpert([Expert("a", tiny_sd3(0)), Expert("b", tiny_sd3(1))])
 
 
 def test_experts_of_two_architectures_are_refused():

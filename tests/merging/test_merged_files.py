@@ -139,9 +139,15 @@ def test_the_recipe_and_the_inputs_are_in_the_header(files, tmp_path):
             r"layers.3.weight' is \(2, 7\) in .*c.safetensors and \(7, 2\) in .*a.safetensors",
         ),
         (
-            dict.fromkeys([*SHAPES, PLACES]) | {"conv_in.bias": torch.zeros(1)},
-            "Only one of them is a checkpoint in the",
+            dict.fromkeys([*SHAPES, PLACES]) | {"conv_in.bias": torch.zeros(1), "up_blocks.0.bias": torch.zeros(1)},
+            r"a.safetensors is an SD 1.x checkpoint in the original layout, .*c.safetensors is an SD 1.x checkpoint in "
+            "the diffusers layout. Use full models",
         ),
+        (
+            dict.fromkeys([*SHAPES, PLACES]) | {"decoder.conv_in.bias": torch.zeros(1)},
+            r"a.safetensors is an SD 1.x checkpoint in the original layout, .*c.safetensors is a VAE. Use full models",
+        ),
+        ({"x": torch.zeros(1), M00: None}, r"in .*a.safetensors \(and 1 more differ\). Use full models"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(changes, message, files, tmp_path):
@@ -165,6 +171,8 @@ def test_pickles_and_damaged_files_are_refused(files, tmp_path):
 def test_nothing_is_overwritten_and_names_fit_the_layout(files, tmp_path):
     with pytest.raises(ValueError, match="exists already, and nothing is overwritten"):
         merge(MergeConfig(experts=files, out=files[0]))
+    with pytest.raises(ValueError, match=r"out is a file or folder that does not exist yet; .*a\.safetensors is no folder"):
+        merge(MergeConfig(experts="absent", out=f"{files[0]}/out"))
     with pytest.raises(ValueError, match=r"a file, NAME.safetensors; got .*out.ckpt"):
         merge(MergeConfig(experts=files, out=str(tmp_path / "out.ckpt")))
 

@@ -35,7 +35,9 @@ def export(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw meanwhile.")] = None,
     config: Config = None,
     recipe: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
-    merged: Annotated[str, typer.Option(help="Where the recipe's model goes.")] = "merged",
+    merged: Annotated[
+        str | None, typer.Option(help="Where the recipe's model goes: a folder, or a file where the experts are files.")
+    ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any key of generate, as key=value.")] = None,
 ) -> None:
     """Write the mean weight of each expert at each point of an ensemble as the recipe of a block-weighted merge."""
@@ -49,10 +51,11 @@ def export(
     with progress_bar("drawing"):
         from diffusemble.generation import build_ensemble
         from diffusemble.merging.export import export_weights
-        from diffusemble.merging.recipe import write_recipe
+        from diffusemble.merging.recipe import check_recipe, write_recipe
 
         hush_bars()
         whole = build_ensemble(run)
-        weights = export_weights(whole, run)
-        write_recipe(recipe, [str(expert.source) for expert in whole.experts], weights, merged)
+        sources = [str(expert.source) for expert in whole.experts]
+        check_recipe(sources, merged, "--merged")
+        write_recipe(recipe, sources, export_weights(whole, run), merged)
     out().print(f"recipe   {recipe}\nmerge:   diffusemble merge --config {recipe}", markup=False)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from diffusemble.merging.presets import preset
+from diffusemble.merging.presets import OUTSIDE, preset
 
 BASE, MIDDLE = "BASE", "M00"
 PER_LEVEL = 3  # slots of a level: two layers and a downsampler, or three layers
@@ -41,8 +41,8 @@ _T5 = re.compile(
 def slots(family: str) -> tuple[str, ...]:
     """Names of a family's slots, ``BASE`` first.
 
-    26 for ``sd1`` and ``sd2``, 20 for ``sdxl``, 61 for ``flux``. FLUX has no middle: its double-stream blocks are
-    ``D00`` to ``D18``, its single-stream blocks ``S00`` to ``S37``; its CLIP encoder belongs to ``BASE``, as in the
+    26 for ``sd1`` and ``sd2``, 20 for ``sdxl``, 61 for ``flux`` (FLUX.1), which has no middle: its double-stream blocks
+    are ``D00`` to ``D18``, its single-stream blocks ``S00`` to ``S37``; its CLIP encoder belongs to ``BASE``, as in the
     other families, and its second text encoder is the slot ``T5``.
 
     Raises:
@@ -69,8 +69,7 @@ def slot_of(key: str, family: str) -> str:
     Raises:
         ValueError: unknown family, or a denoiser's tensor that this family does not have.
     """
-    short = _PREFIX.sub("", key)
-    slot = _flux_slot(short) if family == "flux" else _unet_slot(short, PER_LEVEL * _levels(family) - 1)
+    slot = _slot(key, family)
     if slot is not None and slot not in slots(family):
         raise ValueError(
             f"The tensor {key!r} would be in slot {slot}, but {family!r} has only {_span(family)}. Merge it as another "
@@ -79,24 +78,15 @@ def slot_of(key: str, family: str) -> str:
     return slot or BASE
 
 
-def family_of(keys: Iterable[str]) -> str:
-    """Family of a denoiser or a whole checkpoint, by its tensors' names (``sd1`` for SD 2.x, which has the same slots).
+def has_slots(keys: Iterable[str], family: str) -> bool:
+    """Whether tensors of these names fill all slots of a family's denoiser, and no others; a FLUX.1 may lack blocks.
 
     Raises:
-        ValueError: these are not all slots of a family, and no others.
+        ValueError: unknown family.
     """
-    short = {_PREFIX.sub("", key) for key in keys}
-    if any(_FLUX_BLOCK.match(key) for key in short):
-        return "flux"
-    for family in ("sdxl", "sd1"):
-        last = PER_LEVEL * LEVELS[family] - 1
-        found = {_unet_slot(key, last) for key in short} - {None}
-        if found == set(slots(family)) - {BASE}:
-            return family
-    raise ValueError(
-        f"Block weights need a whole denoiser with the blocks of SD 1.x, SD 2.x, SDXL or FLUX; among {len(short)} "
-        f"tensors ({', '.join(sorted(short)[:2])}, ...) there is none. Give a whole checkpoint of one of these."
-    )
+    own = {slot for slot in slots(family) if slot not in OUTSIDE}
+    found = {_slot(key, family) for key in keys} - {None, *OUTSIDE}
+    return found <= own if family == "flux" else found == own
 
 
 def block_ratios(weights: Sequence[Mapping[str, float]], slot: str) -> tuple[float, ...]:
@@ -177,6 +167,11 @@ def _levels(family: str) -> int:
 def _span(family: str) -> str:
     names = slots(family)
     return f"{names[0]}, {names[1]} to {names[-1]}"
+
+
+def _slot(key: str, family: str) -> str | None:
+    short = _PREFIX.sub("", key)
+    return _flux_slot(short) if family == "flux" else _unet_slot(short, PER_LEVEL * _levels(family) - 1)
 
 
 def _unet_slot(key: str, last: int) -> str | None:

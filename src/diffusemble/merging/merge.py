@@ -19,9 +19,9 @@ import diffusemble
 from diffusemble.experts.sources import INDEX, parse_source, parse_sources
 from diffusemble.merging.config import MergeConfig
 from diffusemble.merging.methods import Method
-from diffusemble.merging.models import WHOLE, Model, Weights, check_layouts, check_tensors, find
+from diffusemble.merging.models import WHOLE, Model, check_ending, check_layouts, find
 from diffusemble.merging.outputs import check_free, complete
-from diffusemble.merging.streams import Amounts, Part, amounts_of
+from diffusemble.merging.streams import Amounts, Part, amounts_of, open_parts
 from diffusemble.merging.tensor_files import Form, write_tensors
 from diffusemble.registry import MERGES, lookup
 from diffusemble.settings import load_config
@@ -70,8 +70,8 @@ def merge(config: MergeConfig, tell: Tell = lambda share, what: None) -> Merged:
     experts = [find(source) for source in sources]
     models = experts if config.base is None else [*experts, _base(config.base)]
     check_layouts(models)
-    _check_ending(out, experts[0])
-    parts = _open(models, len(experts))
+    check_ending(out, experts[0], "the key out, or --out")
+    parts = open_parts(models, len(experts))
     amounts = amounts_of(method, config.blocks, parts)
     checksums = [_hash(model, tell) for model in models]
     chosen = [part for part in parts if config.dtype != "keep" or _differs(part.name, models, checksums)]
@@ -158,24 +158,6 @@ def _base(given: str) -> Model:
     if len(sources) > 1:
         raise ValueError(f"base is one model; {given!r} is {len(sources)}. Give the one that the experts come from.")
     return find(sources[0])
-
-
-def _check_ending(out: Path, first: Model) -> None:
-    if first.is_file != (out.suffix == ".safetensors"):
-        wanted = "a file, NAME.safetensors" if first.is_file else "a folder, without an ending"
-        raise ValueError(
-            f"The result has the layout of the first expert {first.name}: {wanted}; got {out}. Name it accordingly."
-        )
-
-
-def _open(models: Sequence[Model], experts: int) -> list[Part]:
-    """All parts of all models, after a check that their tensors fit."""
-    names, parts = [model.name for model in models], []
-    for part in models[0].parts:
-        weights = [Weights(model.parts[part]) for model in models]
-        check_tensors(names, weights, part)
-        parts.append(Part(part, tuple(weights[:experts]), weights[experts] if weights[experts:] else None))
-    return parts
 
 
 def _hash(model: Model, tell: Tell) -> dict[str, str]:

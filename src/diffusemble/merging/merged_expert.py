@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from diffusemble.experts.expert import Expert, check_block_level
 from diffusemble.experts.pipeline import build_pipeline
 from diffusemble.merging.blend import differing_slots, merge_blocks
-from diffusemble.merging.blockwise import block_ratios, family_of, slots
+from diffusemble.merging.blockwise import block_ratios, slots
+from diffusemble.merging.family import family_of
 
-DENOISER = "unet"
+DENOISER = "unet"  # FLUX's transformer too: slots go by the names within it
 PARTS = ("text_encoder", "text_encoder_2", "vae")
 
 
@@ -31,7 +32,7 @@ class MergedExpert:
         expert: the merged model. ``set`` changes its tensors in place.
 
     Raises:
-        ValueError: the experts differ in architecture, or are no SD 1.x, SD 2.x or SDXL.
+        ValueError: the experts differ in architecture, or their family has no slots.
     """
 
     def __init__(self, experts: Sequence[Expert], weights: Sequence[Mapping[str, float]] | None = None) -> None:

@@ -13,12 +13,13 @@ from torch import Tensor
 from diffusemble.experts.checksums import DENOISERS, WEIGHTS, read_index, sha256, weight_files
 from diffusemble.experts.expert import FREE_CONFIG
 from diffusemble.experts.folder import locate, refuse_added
+from diffusemble.experts.formats.contents import ADAPTERS, contents_of
+from diffusemble.experts.formats.header import read_header
 from diffusemble.experts.sources import Source
 from diffusemble.merging.tensor_files import Form, TensorFile
 
 WHOLE = ""
 """The one part of a model that is a single file."""
-_LDM = "model.diffusion_model."
 
 
 class Weights:
@@ -71,15 +72,35 @@ def find(source: Source) -> Model:
     """The model of a source; one on the hub is downloaded.
 
     Raises:
-        ValueError: it cannot be reached, or has no safetensors files.
+        ValueError: it cannot be reached, has no safetensors files, or is a LoRA or LyCORIS.
     """
     refuse_added(source)
     if source.kind == "file":
         file = Path(source.where).expanduser()
+        _refuse_adapter(file)
         return Model(str(source), file, {WHOLE: (file,)})
     folder, pinned = locate(source)
     parts = {part: tuple(files) for part, files in weight_files(folder, read_index(folder)).items()}
     return Model(str(pinned), folder, parts)
+
+
+def check_ending(out: Path, first: Model, key: str) -> None:
+    """Make sure that a result is named as the file or the folder that it will be.
+
+    Args:
+        out: its name.
+        first: the first expert, whose layout it has.
+        key: what users name it with.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if first.is_file != (out.suffix == ".safetensors"):
+        wanted = "a file, NAME.safetensors" if first.is_file else "a folder, without an ending"
+        raise ValueError(
+            f"The result has the layout of the first expert {first.name}: {wanted}; got {out}. Name it accordingly "
+            f"with {key}: {out.with_suffix('.safetensors' if first.is_file else '')}."
+        )
 
 
 def check_layouts(models: Sequence[Model]) -> None:
@@ -132,7 +153,9 @@ def check_tensors(names: Sequence[str], weights: Sequence[Weights], part: str) -
             raise ValueError(
                 f"Merged models have the same tensors, but {lacks} lacks {key!r}{where}, which has the shape "
                 f"{form.shape} in {mine}{f' (and {count - 1} more differ)' if count > 1 else ''}. "
-                + _same_kind(first, other.forms)
+                + ("" if part else _kinds((names[0], weights[0]), (name, other)))
+                + "Use full models of one architecture, saved the same way (all with or all without VAE and text "
+                "encoder)."
             )
         for key, form in first.items():
             if other.forms[key].shape != form.shape:
@@ -142,11 +165,25 @@ def check_tensors(names: Sequence[str], weights: Sequence[Weights], part: str) -
                 )
 
 
-def _same_kind(first: Mapping[str, Form], other: Mapping[str, Form]) -> str:
-    ours, theirs = (any(key.startswith(_LDM) for key in keys) for keys in (first, other))
-    if ours != theirs:
-        return f"Only one of them is a checkpoint in the original layout ({_LDM}...). Give files of one layout."
-    return "Use full models of one architecture, saved the same way (all with or all without VAE and text encoder)."
+def _refuse_adapter(file: Path) -> None:
+    contents = contents_of(read_header(file))
+    if contents.kind in ADAPTERS:
+        raise ValueError(
+            f"{file} is {contents}, which goes on top of a model and is none to merge. Leave it out and load what was "
+            f"merged with it (merged.safetensors+{file.name}), or merge a folder of a model that it was saved into "
+            f"(docs/merging.md)."
+        )
+
+
+def _kinds(*pair: tuple[str, Weights]) -> str:
+    """What two files are, where that tells why their tensors differ."""
+    said = []
+    for name, weights in pair:
+        contents = contents_of(read_header(weights.files[0].path))
+        layout = f" in the {contents.layout} layout" if contents.layout else ""
+        said.append((name, f"{contents}{layout}" if contents.kind != "unknown" else "no model that is known here"))
+    (one, mine), (other, theirs) = said
+    return "" if mine == theirs else f"{one} is {mine}, {other} is {theirs}. "
 
 
 def _properties(model: Model) -> Iterator[tuple[str, dict[str, Any]]]:

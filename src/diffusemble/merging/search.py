@@ -17,7 +17,7 @@ from diffusemble.merging.blockwise import block_ratios, complement, parse_weight
 from diffusemble.merging.coordinates import LINES, Measure, Shares, Step, axes, by_expert, climb, most_trials
 from diffusemble.merging.merged_expert import MergedExpert
 from diffusemble.merging.objective import Objective, build_objective
-from diffusemble.merging.recipe import write_recipe
+from diffusemble.merging.recipe import check_recipe, write_recipe
 from diffusemble.merging.search_config import SearchConfig
 from diffusemble.merging.trials import Trial, TrialLog, mean
 from diffusemble.samplers import build_scheduler
@@ -143,7 +143,9 @@ def _telling(tell: Tell, most: int) -> Callable[[float], None]:
 
 def _load(config: SearchConfig) -> tuple[Expert, ...]:
     device, dtype = placement(config.device, config.dtype)
-    return load_experts(config.experts, dtype=dtype, device=device, base=config.base)
+    experts = load_experts(config.experts, dtype=dtype, device=device, base=config.base)
+    check_recipe([str(expert.source) for expert in experts], config.merged, "the key merged")
+    return experts
 
 
 def _searched(merged: MergedExpert, experts: Sequence[Expert]) -> tuple[str, ...]:

@@ -51,8 +51,8 @@ class SearchConfig(Schema):
         start: block weights to start from, one set per expert (of two experts: those of the second will do); equal
             shares by default.
         out: folder of the log, the recipe and the picture; an interrupted search goes on from there.
-        merged: where ``diffusemble merge`` writes the model by the recipe; a folder, or a ``.safetensors`` file where
-            the experts are such files.
+        merged: where ``diffusemble merge`` writes the model by the recipe: a folder (``merged`` by default), or a file
+            where the experts are files (``merged.safetensors``).
     """
 
     experts: Texts = ("zoo:topics",)
@@ -77,7 +77,7 @@ class SearchConfig(Schema):
     passes: int = Field(default=1, ge=1, le=3)
     start: Any = None
     out: Text = "runs/search"
-    merged: Text = "merged"
+    merged: Text | None = None
 
     @field_validator("scorer")
     @classmethod

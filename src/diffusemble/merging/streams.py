@@ -9,10 +9,11 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from diffusemble.merging.blockwise import block_ratios, complement, family_of, parse_weights, slot_of
+from diffusemble.merging.blockwise import block_ratios, complement, parse_weights, slot_of
 from diffusemble.merging.config import BlockWeights
+from diffusemble.merging.family import family_of
 from diffusemble.merging.methods import Method, Tensors
-from diffusemble.merging.models import Weights
+from diffusemble.merging.models import Model, Weights, check_tensors
 
 Amounts = Callable[[str], Sequence[float]]
 """From a tensor's full name (see ``Part.full``) to what ``Method.merge`` takes."""
@@ -77,6 +78,24 @@ class Part:
     def size(self) -> int:
         """Bytes of one model."""
         return sum(form.size for form in self.experts[0].forms.values())
+
+
+def open_parts(models: Sequence[Model], experts: int) -> list[Part]:
+    """All parts of all models.
+
+    Args:
+        models: the experts, and behind them the base if there is one.
+        experts: how many there are.
+
+    Raises:
+        ValueError: their tensors do not fit.
+    """
+    names, parts = [model.name for model in models], []
+    for part in models[0].parts:
+        weights = [Weights(model.parts[part]) for model in models]
+        check_tensors(names, weights, part)
+        parts.append(Part(part, tuple(weights[:experts]), weights[experts] if weights[experts:] else None))
+    return parts
 
 
 def amounts_of(method: Method, blocks: Sequence[BlockWeights] | None, parts: Sequence[Part]) -> Amounts:
