@@ -18,10 +18,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from diffusemble.ensembles.block_level import EnsembleDenoiser
-from diffusemble.evaluation.config import PicturesConfig
+from diffusemble.evaluation.config import EvaluateConfig, PicturesConfig
 from diffusemble.evaluation.gallery import Gallery
 from diffusemble.evaluation.prompts import read_prompts
-from diffusemble.evaluation.runs import evaluate_pictures, redraw
+from diffusemble.evaluation.runs import evaluate_pictures, measure, redraw
 from diffusemble.evaluation.shards import Shards
 from diffusemble.evaluation.specs import choose_systems
 from diffusemble.evaluation.statistics import kernel_distance
@@ -192,6 +192,22 @@ def test_what_is_missing_is_said_before_anything_is_drawn(folder: Path, tmp_path
     refused(r"FID and its kind .*references='' has none. Give references=FOLDER", references="")
     refused("no system 'expert-9' to evaluate", systems=("expert-9",))
     refused("has no column 'Topic' for the categories", category="Topic")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"out": __file__}, r"out is a folder; .*test_runs\.py is no folder\. Give another name"),
+        ({"report": str(Path(__file__).parent)}, r"report is a file; .*evaluation is a folder\."),
+        ({"report": f"{__file__}/page.md"}, r"report is a file; .*test_runs\.py is no folder"),
+        ({"report": "page"}, r"report is a file with an ending, such as page\.md"),
+        ({"report": str(Path(__file__).with_suffix(".py.md"))}, r"with a folder of its name beside it; .*is no folder"),
+    ],
+)
+def test_where_results_cannot_go_is_said_before_anything_is_loaded(changes: dict[str, str], message: str) -> None:
+    places = {"out": "build/out", "report": "build/page.md", **changes}
+    with pytest.raises(ValueError, match=message):
+        measure(EvaluateConfig.model_validate({"ensemble": "absent", **places}))
 
 
 def test_scores_of_other_prompts_are_refused(folder: Path, config: PicturesConfig) -> None:

@@ -171,7 +171,7 @@ def test_pickles_and_damaged_files_are_refused(files, tmp_path):
 def test_nothing_is_overwritten_and_names_fit_the_layout(files, tmp_path):
     with pytest.raises(ValueError, match="exists already, and nothing is overwritten"):
         merge(MergeConfig(experts=files, out=files[0]))
-    with pytest.raises(ValueError, match=r"out is a file or folder that does not exist yet; .*a\.safetensors is no folder"):
+    with pytest.raises(ValueError, match=r"out is a file or folder that does not exist yet; .*a\.safetensors is no"):
         merge(MergeConfig(experts="absent", out=f"{files[0]}/out"))
     with pytest.raises(ValueError, match=r"a file, NAME.safetensors; got .*out.ckpt"):
         merge(MergeConfig(experts=files, out=str(tmp_path / "out.ckpt")))

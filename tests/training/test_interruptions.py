@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from diffusemble.experts.expert import Expert
-from diffusemble.training.config import TrainConfig
+from diffusemble.training.config import DistillConfig, TrainConfig
+from diffusemble.training.distillation import distill
 from diffusemble.training.files import StorageError
 from diffusemble.training.log import read_log
 from diffusemble.training.objective import prediction_error
@@ -95,6 +96,17 @@ def test_another_configuration_does_not_go_on(experts: tuple[Expert, ...], pictu
         train(small_config(pictures, whole, rate=0.02), experts)
     with pytest.raises(ValueError, match=r"another set of experts: (.+), (.+), now \2, \1\. Give"):
         train(small_config(pictures, whole), experts[::-1])
+
+
+def test_where_a_run_cannot_leave_anything_is_said_before_experts_are_loaded(pictures: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ValueError, match=r"output is a folder; .*file is no folder"):
+        train(small_config(pictures, file))
+    with pytest.raises(ValueError, match=r"cache is a folder; .*file/x cannot be made"):
+        train(small_config(pictures, tmp_path / "run", cache=file / "x"))
+    with pytest.raises(ValueError, match=r"output is a folder; .*file is no folder"):
+        distill(DistillConfig(ensemble="absent", data=[{"path": str(pictures)}], output=file))
 
 
 def test_another_run_is_refused_before_anything_is_encoded(

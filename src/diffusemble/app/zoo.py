@@ -30,10 +30,12 @@ def export(
     folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
 ) -> None:
     """Write an expert as a diffusers folder, for any program that opens Stable Diffusion."""
+    from diffusemble.config.places import check_folder
     from diffusemble.zoo import folder as unpacked
 
     source = unpacked(name.removeprefix("zoo:"))
     if folder.exists():
         raise ValueError(f"{folder} exists already, and nothing is overwritten. Give a folder that does not exist yet.")
+    check_folder(folder.parent, "FOLDER", "a folder that does not exist yet")
     shutil.copytree(source, folder)
     out().print(f"folder  {folder}", markup=False)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusemble.config.places import check_file, check_folder
 from diffusemble.evaluation.config import BenchConfig, SystemConfig
 from diffusemble.evaluation.statistics import Interval
 from diffusemble.evaluation.tables import Column, Table, shown
@@ -13,6 +14,18 @@ from diffusemble.evaluation.tables import Column, Table, shown
 Section = str | Table
 TABLES = "tables"
 _HIDDEN = {"report", "out", "data", "threads", "systems", "device", "metrics", "prompts", "weights"}
+
+
+def check_page(page: Path) -> None:
+    """Make sure, before hours of measuring, that a page can be written.
+
+    Raises:
+        ValueError: it cannot; see ``check_file``.
+    """
+    check_file(page, "report")
+    if not page.suffix:
+        raise ValueError(f"report is a file with an ending, such as {page}.md; {page} is what its folder is called.")
+    check_folder(page.with_suffix(""), "report", "a page with a folder of its name beside it")
 
 
 def write_page(page: Path, sections: Iterable[Section]) -> Path:

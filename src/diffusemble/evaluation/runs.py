@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diffusemble.config.places import check_folder
 from diffusemble.evaluation.benchmark import CONFIG_FILE, evaluate, prepare
 from diffusemble.evaluation.coco_mig.protocol import evaluate_coco_mig, redraw_coco_mig
 from diffusemble.evaluation.config import EvaluateConfig, PicturesConfig, SystemConfig
 from diffusemble.evaluation.gallery import Gallery
+from diffusemble.evaluation.page import check_page
 from diffusemble.evaluation.parquet import picture_table
 from diffusemble.evaluation.picture_report import write_picture_report
 from diffusemble.evaluation.picture_results import PictureResults, summarise_pictures
@@ -27,7 +29,13 @@ from diffusemble.evaluation.stored import read_scores
 
 
 def measure(config: Config, tell: Tell = lambda share, what: None) -> Any:
-    """Measure by the configuration's protocol, keep the scores, write the page; gives what the protocol's own does."""
+    """Measure by the configuration's protocol, keep the scores, write the page; gives what the protocol's own does.
+
+    Raises:
+        ValueError: scores or page cannot be written where the configuration says; or see the protocol's own.
+    """
+    check_folder(config.out, "out")
+    check_page(Path(config.report))
     if isinstance(config, ScenesConfig):
         return evaluate_scenes(config, tell)
     if isinstance(config, CocoMigConfig):
@@ -79,6 +87,7 @@ def redraw(folder: str | Path, report: str | Path | None = None, systems: tuple[
     store = stored(folder)
     changes: dict[str, Any] = {"out": str(folder), **({} if report is None else {"report": str(report)})}
     config = load_evaluation(None, folder / CONFIG_FILE, (), **changes)
+    check_page(Path(config.report))
     if isinstance(config, ScenesConfig):
         return redraw_scenes(config, systems)
     if isinstance(config, CocoMigConfig):

@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from diffusemble.config.places import check_folder
+
 
 def check_free(out: Path) -> None:
-    """Make sure that nothing would be overwritten.
+    """Make sure that a file or folder can be written, and that nothing would be overwritten.
 
     Raises:
-        ValueError: there is something.
+        ValueError: there is something; or see ``check_folder``.
     """
     if out.exists() or out.is_symlink():
         raise ValueError(f"{out} exists already, and nothing is overwritten. Give a name that does not exist yet.")
+    check_folder(out.parent, "out", "a file or folder that does not exist yet")
 
 
 @contextmanager

@@ -14,9 +14,11 @@ from safetensors import SafetensorError
 
 from diffusemble.aggregators.storage import load_aggregator
 from diffusemble.config.changes import first_change
+from diffusemble.config.places import check_folder
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.adapters import adapter_files, refill_adapter
 from diffusemble.experts.reference import WEIGHTS_FILE
+from diffusemble.training.config import RunConfig
 from diffusemble.training.files import StorageError, replace_file, sync
 
 FILE = "checkpoint.pt"
@@ -43,6 +45,16 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
     if state is not None:
         _refuse_another(folder, identity, state["identity"], identity.keys() | state["identity"].keys())
     return state
+
+
+def check_places(config: RunConfig) -> None:
+    """Make sure, before experts are loaded, that a run can leave what it leaves.
+
+    Raises:
+        ValueError: see ``check_folder``.
+    """
+    check_folder(config.output, "output")
+    check_folder(config.cache_folder, "cache")
 
 
 def refuse_another_run(folder: Path, known: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from diffusemble.experts.adapters import add_adapters
 from diffusemble.training.average import WeightAverage
 from diffusemble.training.cache import fingerprint
 from diffusemble.training.chance import seed_of
+from diffusemble.training.checkpoint import check_places
 from diffusemble.training.config import DistillConfig
 from diffusemble.training.consistency import (
     Jump,
@@ -55,6 +56,7 @@ def distill(config: DistillConfig, ensemble: Ensemble | None = None, progress: C
         FloatingPointError: loss or gradient became infinite or undefined.
         StorageError: the disk is full; the last checkpoint is untouched.
     """
+    check_places(config)
     student = open_ensemble(_folder(config.ensemble)) if ensemble is None else ensemble
     teacher = fingerprint([student.aggregator])
     if config.lora:

@@ -20,7 +20,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from diffusemble.drawing import check_draws_from_text
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.settings import load_config
-from diffusemble.training.checkpoint import refuse_another_run
+from diffusemble.training.checkpoint import check_places, refuse_another_run
 from diffusemble.training.config import DataConfig, RunConfig
 from diffusemble.training.corpus import Corpus, encode_corpus
 from diffusemble.training.learner import Learner
@@ -79,6 +79,7 @@ def run(config: RunConfig, lesson: Lesson, progress: Callback | None = None) -> 
         StorageError: the disk is full; the last checkpoint is untouched.
     """
     tell = progress or (lambda _: None)
+    check_places(config)
     with torch.random.fork_rng(devices=[]), _accelerator(config) as accelerator:
         ensemble = lesson.build()
         if config.samples is not None:

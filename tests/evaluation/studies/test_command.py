@@ -39,3 +39,7 @@ def test_mistakes_are_one_message(tiny: Path, tmp_path: Path) -> None:
     empty = run("distilled", f"ensemble={tiny / 'ensemble'}", f"data={tiny / 'pictures'}", f"out={tmp_path}")
     assert empty.exit_code == 2
     assert "none are given. Distil one" in empty.stderr
+    for key in ("out", "docs"):
+        place = run("winners", "ensemble=absent", "out=x", f"{key}={__file__}")
+        assert place.exit_code == 2
+        assert f"{key} is a folder; " in place.stderr

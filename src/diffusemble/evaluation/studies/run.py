@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from diffusemble.config.places import check_folder
 from diffusemble.evaluation.benchmark import machine_notes
 from diffusemble.evaluation.studies.config import StudyConfig
 from diffusemble.evaluation.studies.findings import Findings
@@ -31,6 +32,8 @@ def run_study(name: str, config: StudyConfig, tell: Tell = lambda share, what: N
         FileNotFoundError: an ensemble, the pictures, or a scorer's weights are missing.
     """
     study = lookup(STUDIES, name, "study")
+    check_folder(config.out, "out")
+    check_folder(Path(config.docs) / name, "docs")
     if config.threads:
         torch.set_num_threads(config.threads)
     started = time.monotonic()
