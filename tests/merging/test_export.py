@@ -138,6 +138,12 @@ def test_what_could_not_be_merged_is_refused_before_anything_is_drawn(saved, tmp
     assert not (tmp_path / "recipe.yaml").exists()
 
 
+def test_where_a_recipe_cannot_be_written_is_said_before_anything_is_loaded(tmp_path):
+    result = command(tmp_path, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert f"--out is a file; {tmp_path} is a folder" in result.output
+
+
 def test_the_command_needs_something_to_draw():
     result = CliRunner().invoke(app, ["export", "zoo:topics"])
     assert result.exit_code == 2

@@ -185,6 +185,12 @@ def test_the_folder_of_another_search_is_refused(experts, tmp_path):
         run(experts, **settings(tmp_path, seeds=[7]))
 
 
+def test_where_a_search_cannot_write_is_said_before_experts_are_loaded(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"out is a folder; .*file is no folder"):
+        search(SearchConfig(experts="absent", prompts="x", out=str(tmp_path / "file")))
+
+
 def test_held_out_loss_needs_no_pictures_drawn(experts, tmp_path):
     from tests.evaluation.tiny_zoo import write_pictures
 

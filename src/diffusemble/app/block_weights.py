@@ -42,12 +42,14 @@ def export(
 ) -> None:
     """Write the mean weight of each expert at each point of an ensemble as the recipe of a block-weighted merge."""
     from diffusemble.config.generate import GenerateConfig
+    from diffusemble.config.places import check_file
     from diffusemble.settings import load_config
 
     if not prompts and config is None:
         raise ValueError("An ensemble is recorded while it draws, but there is no prompt. Give several prompts.")
     flags = {"ensemble": ensemble, **({"prompts": prompts} if prompts else {})}
     run = load_config(GenerateConfig, config, sets or (), **flags)
+    check_file(recipe, "--out")
     with progress_bar("drawing"):
         from diffusemble.generation import build_ensemble
         from diffusemble.merging.export import export_weights

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from diffusemble.config.places import check_folder
 from diffusemble.drawing import placement
 from diffusemble.experts.expert import Expert
 from diffusemble.experts.load import load_experts
@@ -82,9 +83,10 @@ def search(
 
     Raises:
         ValueError: fewer than two experts, or ones that cannot be merged by blocks; a scorer that cannot be used; or
-            a folder with the log of another search.
+            a folder with the log of another search, or that cannot be written to.
         FileNotFoundError: the scorer's weights, or the held-out pictures, are missing.
     """
+    check_folder(config.out, "out")
     experts = _load(config) if experts is None else experts
     if len(experts) < 2:
         raise ValueError(f"A search merges two experts or more; got {len(experts)}. Give more experts.")
