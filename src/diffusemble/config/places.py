@@ -14,7 +14,7 @@ def near(where: str) -> str:
     path = Path(where).expanduser()
     while not path.parent.is_dir():
         path = path.parent
-    names = sorted(one.name for one in path.parent.iterdir())
+    names = sorted(one.name for one in path.parent.iterdir() if one.name != path.name)
     same = [name for name in names if Path(name).stem == path.name]  # its ending was left out
     return f" (did you mean {same[0]!r}?)" if same else nearest(path.name, names)
 
