@@ -21,7 +21,7 @@ from diffusemble.merging.objective import Objective, build_objective
 from diffusemble.merging.recipe import check_recipe, write_recipe
 from diffusemble.merging.search_config import SearchConfig
 from diffusemble.merging.trials import Trial, TrialLog, mean
-from diffusemble.samplers import build_scheduler
+from diffusemble.samplers import use_sampler
 
 LOG, RECIPE, PICTURE = "trials.jsonl", "recipe.yaml", "search.png"
 NOT_IDENTITY = {"out", "merged"}
@@ -121,7 +121,7 @@ class _Bench:
     ) -> None:
         self.merged, self.objective, self.log, self.tell = merged, objective, log, tell
         self.pipeline = merged.pipeline()
-        self.pipeline.scheduler = build_scheduler(config.scheduler, self.pipeline.scheduler.config)
+        use_sampler(self.pipeline, config.scheduler)
         self.pipeline.set_progress_bar_config(disable=True)
         self.trials: dict[tuple[tuple[float, ...], ...], Trial] = {}
 
