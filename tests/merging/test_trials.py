@@ -73,6 +73,13 @@ def test_the_log_of_another_search_is_refused(tmp_path):
         TrialLog(tmp_path / "log.jsonl", {"seed": 2})
 
 
+def test_the_same_experts_in_another_order_are_another_search(tmp_path):
+    one, other = {"a": {"x": "1"}, "b": {"x": "2"}}, {"b": {"x": "2"}, "a": {"x": "1"}}  # shares are kept by place
+    TrialLog(tmp_path / "log.jsonl", {"experts": one})
+    with pytest.raises(ValueError, match=r"its set of experts was a, b, now b, a\."):
+        TrialLog(tmp_path / "log.jsonl", {"experts": other})
+
+
 @pytest.mark.parametrize("text", ["[1]\n", '{"format": 0, "identity": {}}\n', "no json\n"])
 def test_what_is_no_log_is_refused(tmp_path, text):
     (tmp_path / "log.jsonl").write_text(text)
