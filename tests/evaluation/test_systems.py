@@ -6,11 +6,12 @@ import torch
 from diffusemble.ensembles.block_level import EnsembleDenoiser, build_aggregator
 from diffusemble.evaluation.heldout import HeldOut
 from diffusemble.evaluation.routing import expert_weights
-from diffusemble.evaluation.systems import average_expert, build_systems, select
+from diffusemble.evaluation.systems import System, average_expert, build_systems, select
 from diffusemble.experts.expert import Expert
 from diffusemble.fusion import mean
 from diffusemble.training.schedule import process_of
 from tests.tiny import randomised, tiny_pipeline, tiny_scheduler, tiny_text_encoder
+from tests.tiny_flux2 import tiny_flux2_pipeline
 
 PROMPTS = ("a fox", "a red jug")
 
@@ -95,6 +96,16 @@ def test_a_picture_does_not_depend_on_its_batch(ensemble):
     second = system.draw(PROMPTS[1:], (8,), 0, **settings)
     assert both.shape == (2, 3, 16, 16)
     torch.testing.assert_close(both[1:], second, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pipeline_that_takes_a_picture_first_draws_too():
+    pipeline = tiny_flux2_pipeline()
+    drawn = [
+        System("one", "one", "expert", pipeline).draw([prompt], (0,), 0, height=16, width=16, num_inference_steps=1)
+        for prompt in PROMPTS
+    ]
+    assert drawn[0].shape == (1, 3, 16, 16)
+    assert not torch.equal(*drawn)
 
 
 def test_recorded_weights_sum_to_one_and_one_hot_maps_show(ensemble):

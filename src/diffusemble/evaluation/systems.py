@@ -77,8 +77,8 @@ class System:
         """
         self.pipeline.set_progress_bar_config(disable=True)
         generators = [generator_of(seed, "draw", number) for number in numbers]
-        chosen = {**settings, **self.settings}
-        images: Tensor = self.pipeline(list(prompts), generator=generators, output_type="pt", **chosen).images
+        call = {"prompt": list(prompts), "generator": generators, "output_type": "pt", **settings, **self.settings}
+        images: Tensor = self.pipeline(**call).images
         return images.float().cpu()
 
 

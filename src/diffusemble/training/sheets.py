@@ -27,7 +27,7 @@ def draw_sheet(pipeline: Any, samples: SamplesConfig, size: int, file: Path) -> 
         use_sampler(pipeline, samples.scheduler)
     pictures = [
         pipeline(
-            [prompt],
+            prompt=[prompt],  # FLUX.2's pipelines take a picture first
             height=size,
             width=size,
             num_inference_steps=samples.steps,
