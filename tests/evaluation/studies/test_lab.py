@@ -115,6 +115,11 @@ def test_without_an_expert_there_is_no_best_one(lab: Lab, systems: tuple[System,
         best_expert(lab.measure(select(systems, ("ensemble",)), draw=False))
 
 
+def test_metrics_are_where_the_experts_are(tiny: Path, tmp_path: Path) -> None:
+    scorer = Lab(quick("steps", tiny, tmp_path, device="meta")).scorer("prompt-match")
+    assert {net.mean.device.type for net in scorer.nets.nets} == {"meta"}
+
+
 def test_what_cannot_be_measured_is_named(lab: Lab, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'kid-mobilenet' compares sets. Leave it out of metrics"):
         lab.scorer("kid-mobilenet")

@@ -38,6 +38,7 @@ class Memory:
     def start(self) -> None:
         """Forget earlier peaks."""
         if self.cuda:
+            torch.cuda.synchronize(self.device)  # what still runs is no part of the call
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
         elif self.linux:

@@ -203,7 +203,8 @@ class Lab:
             FileNotFoundError: its weights are missing.
         """
         if metric not in self._scorers:
-            found = load_metric(metric, Path(self.config.weights) if self.config.weights else None)
+            weights = Path(self.config.weights) if self.config.weights else None
+            found = load_metric(metric, weights, self.device)
             if found.kind != "image":
                 raise ValueError(
                     f"Studies score single pictures, but {metric!r} compares sets. Leave it out of metrics."
