@@ -35,8 +35,8 @@ class StudyConfig(Schema):
         weights: folder with the metrics' weights, for those whose weights do not come as packages.
         bootstrap: samples of every interval.
         threads: of the processor; as torch finds them if 0.
-        device, dtype: where all runs, and in which number type the experts; the fastest device there is, and float32 on a
-            CPU and float16 elsewhere, if ``"auto"``.
+        device, dtype: where all runs, and in which number type the experts; the fastest device there is, and float32
+            on a CPU and float16 elsewhere, if ``"auto"``.
     """
 
     ensemble: Text = "zoo:topics"
