@@ -102,3 +102,18 @@ def test_errors_say_what_to_do():
         losses(lambda *_: torch.zeros(1), held_out()[:0], DIFFUSION, (1,))
     with pytest.raises(ValueError, match=r"timesteps 0 to 999; got \[1000\]"):
         losses(lambda *_: torch.zeros(1), held_out(), DIFFUSION, (1000,))
+
+
+def test_a_vae_that_overflows_in_half_precision_computes_in_full():
+    vae, images = tiny_vae(force_upcast=True), torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for layer in (vae.encoder.conv_in, vae.decoder.conv_in):
+            layer.weight.mul_(2e4 / layer.weight.abs().max())
+    vae.half()
+    latents = encode_images(vae, images)
+    assert latents.dtype == vae.dtype == torch.float16
+    pictures = decode_latents(vae, latents)
+    assert vae.dtype == torch.float16
+    vae.float()
+    torch.testing.assert_close(latents.float(), encode_images(vae, images), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(pictures, decode_latents(vae, latents))

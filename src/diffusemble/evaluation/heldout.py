@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusemble.evaluation.pictures import generator_of
+from diffusemble.experts.folder import quiet
 from diffusemble.parametrisation.kinds import Prediction, convert
 from diffusemble.training.objective import FLOW, Diffusion, Level, add_noise, target_of
 
@@ -117,16 +119,34 @@ def in_terms(prediction: Tensor, noisy: Tensor, diffusion: Diffusion, times: Ten
 @torch.no_grad()
 def encode_images(vae: Any, images: Tensor, batch: int = 64) -> Tensor:
     """Scaled latents ``[n c h w]`` of images ``[n 3 h w]`` in [0, 1], from the mode of the VAE's distribution."""
-    parts = []
-    for part in images.split(batch):
-        encoded = vae.encode((2 * part - 1).to(vae.device, vae.dtype)).latent_dist
-        parts.append((encoded.mode() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor)
-    return torch.cat(parts)
+    parts, kind = [], vae.dtype
+    with _wide(vae):
+        for part in images.split(batch):
+            encoded = vae.encode((2 * part - 1).to(vae.device, vae.dtype)).latent_dist
+            parts.append((encoded.mode() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor)
+    return torch.cat(parts).to(kind)
 
 
 @torch.no_grad()
 def decode_latents(vae: Any, latents: Tensor, batch: int = 64) -> Tensor:
     """Images ``[n 3 h w]`` in [0, 1] of scaled latents."""
     shift = vae.config.shift_factor or 0
-    parts = [vae.decode(part / vae.config.scaling_factor + shift).sample for part in latents.split(batch)]
+    with _wide(vae):
+        given = (latents.to(vae.dtype) / vae.config.scaling_factor + shift).split(batch)
+        parts = [vae.decode(part).sample for part in given]
     return (torch.cat(parts).float() / 2 + 0.5).clamp(0, 1)
+
+
+@contextmanager
+def _wide(vae: Any) -> Iterator[None]:
+    """In float32, and back: SDXL's VAE overflows in float16, and says so (``force_upcast``)."""
+    kind = vae.dtype
+    widens = kind == torch.float16 and vae.config.force_upcast
+    if widens:
+        vae.float()
+    try:
+        yield
+    finally:
+        if widens:
+            with quiet():
+                vae.to(kind)
