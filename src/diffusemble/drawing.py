@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from diffusemble.adapters.install import acting, adapted_pipeline, adapter_call
 from diffusemble.adapters.two_stages import in_two_stages, refiner_pipeline
 from diffusemble.aggregators.recording import AttentionMaps, record_attention
+from diffusemble.calls import check_draws_from_text, guidance_of, is_z_image, known, longest_prompt
 from diffusemble.config.generate import GenerateConfig
 from diffusemble.config.schema import nearest
 from diffusemble.ensembles.base import Ensemble
@@ -52,10 +52,6 @@ class Stages:
     ensemble: Ensemble
     first: Any
     second: Any | None = None
-
-
-_FROM_PICTURES = {"strength", "image_guidance_scale"}
-"""Arguments by which diffusers' pipelines tell how much of a given picture remains."""
 
 
 def draw(
@@ -99,7 +95,7 @@ def draw_by(
 
         with record_attention(stages.ensemble) if choice else nullcontext() as maps:
             images = _run(stages, part, config, report)
-        prompts = slice(len(part)) if _is_z_image(stages.first) else slice(-len(part), None)  # guidance asks for more
+        prompts = slice(len(part)) if is_z_image(stages.first) else slice(-len(part), None)  # guidance asks for more
         kept = _keep(maps, choice, prompts, config) if maps and choice else [()] * len(part)
         pictures += [Picture(image, *job, maps=own) for image, job, own in zip(images, part, kept, strict=True)]
     return tuple(pictures)
@@ -150,21 +146,6 @@ def install(ensemble: Ensemble, config: GenerateConfig, parts: Mapping[str, Any]
     return pipeline
 
 
-def check_draws_from_text(ensemble: Ensemble) -> None:
-    """Make sure that the experts' own pipeline needs no picture to start from.
-
-    Raises:
-        ValueError: it does; says what these experts are for.
-    """
-    cls = ensemble.experts[0].pipeline_class
-    if cls is not None and not _FROM_PICTURES.isdisjoint(inspect.signature(cls.__call__).parameters):
-        raise ValueError(
-            f"These experts go on from a picture and draw none from text alone: they belong to {cls.__name__}. "
-            f"Refiners are the second stage of SDXL experts: --refiner-experts, or for a trained ensemble of them "
-            f"--set refiner='{{ensemble: FOLDER, start: 0.8}}'. For others use ensemble.pipeline() in Python."
-        )
-
-
 def choose_maps(ensemble: Ensemble, config: GenerateConfig) -> MapChoice | None:
     """What ``config.attention`` asks for, or a spread over all points and steps.
 
@@ -209,7 +190,7 @@ def _run(stages: Stages, jobs: Sequence[tuple[str, int]], config: GenerateConfig
         "height": config.height,
         "width": config.width,
         # PixArt's and T2I-adapters' pipelines know diffusers' first callback only. PixArt has sizes of its own.
-        **_known(pipeline, {"callback_on_step_end": step_done, "use_resolution_binning": False, "callback": told}),
+        **known(pipeline, {"callback_on_step_end": step_done, "use_resolution_binning": False, "callback": told}),
         **guidance_of(pipeline, config.guidance, [config.negative] * len(jobs)),
         **longest_prompt(pipeline),
         **adapter_call(pipeline, config, len(jobs)),
@@ -218,56 +199,6 @@ def _run(stages: Stages, jobs: Sequence[tuple[str, int]], config: GenerateConfig
         if refiner is not None and config.refiner is not None:
             return in_two_stages(pipeline, refiner, call, config.refiner, step_done)
         return pipeline(**call).images
-
-
-def _known(pipeline: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of the settings that calls of this pipeline take."""
-    names = inspect.signature(type(pipeline).__call__).parameters
-    return {name: value for name, value in settings.items() if name in names}
-
-
-def guidance_of(pipeline: Any, scale: float, negative: Sequence[str]) -> dict[str, Any]:
-    """How this pipeline is told the guidance scale and what not to draw, which is ``""`` for nothing.
-
-    FLUX.1 dev guides itself. Beside Chroma, which has to be asked twice, it is told guidance 1, which adds nothing.
-    Z-Image's pipelines are told how much is added to the prompt's prediction, so that none is 0.
-
-    Raises:
-        ValueError: something not to draw, for a FLUX whose guidance is built in, or a pipeline without such a prompt.
-    """
-    if any(negative) and not _known(pipeline, {"negative_prompt": None}):
-        raise ValueError(
-            f"negative: {type(pipeline).__name__} draws the half without a prompt from an empty one and takes no "
-            f"negative prompt. Leave 'negative' out, or call ensemble.pipeline() with negative_prompt_embeds."
-        )
-    if not _known(pipeline, {"true_cfg_scale": None}):
-        told = scale - 1 if _is_z_image(pipeline) else scale
-        return {"guidance_scale": told, **({"negative_prompt": list(negative)} if any(negative) else {})}
-    built_in = pipeline.transformer.config.get("guidance_embeds", False)
-    others = getattr(pipeline.transformer, "denoisers", ())
-    if not built_in or any("guidance_embeds" not in other.config for other in others):
-        twice = {"true_cfg_scale": scale, "negative_prompt": list(negative) if scale > 1 else None}
-        return {**twice, "guidance_scale": 1.0} if built_in else twice
-    if any(negative):
-        raise ValueError(
-            "negative: guidance is built into these experts (FLUX.1 dev), which takes the place of a negative prompt. "
-            "Leave 'negative' out, or call ensemble.pipeline() with negative_prompt and true_cfg_scale."
-        )
-    return {"guidance_scale": scale}
-
-
-def _is_z_image(pipeline: Any) -> bool:
-    return bool(_known(pipeline, {"cfg_truncation": None}))
-
-
-def longest_prompt(pipeline: Any) -> dict[str, int]:
-    """How long prompts may be in this pipeline, if it asks: as long as it says itself, and as the tokenizer takes."""
-    limit = inspect.signature(type(pipeline).__call__).parameters.get("max_sequence_length")
-    places = ("tokenizer_3", "tokenizer_2", "tokenizer")
-    tokenizer = next((one for place in places if (one := getattr(pipeline, place, None)) is not None), None)
-    if limit is None or tokenizer is None:
-        return {}
-    return {"max_sequence_length": min(limit.default, tokenizer.model_max_length)}
 
 
 def _keep(maps: AttentionMaps, choice: MapChoice, rows: slice, config: GenerateConfig) -> list[tuple[PointMaps, ...]]:

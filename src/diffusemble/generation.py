@@ -15,11 +15,12 @@ from diffusemble.adapters.files import check_files
 from diffusemble.adapters.install import adapter_parts
 from diffusemble.adapters.two_stages import refiner_pipeline
 from diffusemble.aggregators.storage import name_of
+from diffusemble.calls import guidance_of, longest_prompt
 from diffusemble.comparison import TOGETHER, sheet_of, title_of, ways_of
 from diffusemble.config.adapters import AdapterConfig
 from diffusemble.config.ensemble import AggregatorConfig, EnsembleConfig, RefinerConfig
 from diffusemble.config.generate import GenerateConfig, MadeWith
-from diffusemble.drawing import Picture, Stages, choose_maps, draw_by, guidance_of, install, longest_prompt, placement
+from diffusemble.drawing import Picture, Stages, choose_maps, draw_by, install, placement
 from diffusemble.ensembles.assembly import assemble, open_ensemble
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.experts.load import load_experts

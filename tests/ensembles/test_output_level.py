@@ -11,7 +11,7 @@ import torch
 
 from diffusemble import record_attention
 from diffusemble.aggregators.storage import load_aggregator, save_aggregator
-from diffusemble.drawing import guidance_of
+from diffusemble.calls import guidance_of
 from diffusemble.ensembles.output_level import OutputEnsembleDenoiser, embed_level
 from diffusemble.experts.expert import Expert
 from diffusemble.families.check import terms_of

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from diffusemble import EnsembleDenoiser, GenerateConfig, OutputEnsembleDenoiser, generate, load_experts, open_ensemble
 from diffusemble.app.cli import app
+from diffusemble.calls import guidance_of
 from diffusemble.comparison import OUTPUT_MEAN, TOGETHER
 from diffusemble.description import Point, describe
-from diffusemble.drawing import guidance_of
 from diffusemble.ensembles.output_level import build_output_aggregator
 from diffusemble.evaluation.config import EvaluateConfig
 from diffusemble.evaluation.specs import choose_systems

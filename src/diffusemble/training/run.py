@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 
-from diffusemble.drawing import check_draws_from_text
+from diffusemble.calls import check_draws_from_text
 from diffusemble.ensembles.base import Ensemble
 from diffusemble.settings import load_config
 from diffusemble.training.checkpoint import check_places, refuse_another_run

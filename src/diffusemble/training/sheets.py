@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diffusemble.drawing import guidance_of
+from diffusemble.calls import guidance_of
 from diffusemble.samplers import use_sampler
 from diffusemble.training.config import SamplesConfig
 from diffusemble.training.files import replace_file
