@@ -34,7 +34,7 @@ from diffusemble.blocks.example import LONG_PROMPT, example
 from diffusemble.config.memory import MemoryConfig
 from diffusemble.config.units import format_bytes, parse_bytes
 from diffusemble.evaluation.studies.clock import Memory
-from diffusemble.memory.measure import measure_weights
+from diffusemble.memory.measure import decoding_type, measure_weights
 from diffusemble.memory.networks import networks_of
 from diffusemble.memory.place import Placement
 from diffusemble.memory.plan import Plan, make_plan
@@ -159,7 +159,7 @@ def run(ensemble: EnsembleDenoiser, plan: Plan, latents: int, device: str, steps
             seconds.append(time.perf_counter() - started)
             copied = placed.conveyor.brought - before
         (vae,) = parts.vaes
-        wide = torch.nn.Module.float(vae) if vae.config.get("force_upcast") else vae
+        wide: Any = torch.nn.Module.to(vae, decoding_type(ensemble, vae))
         wide.decode(torch.randn(1, vae.config.latent_channels, latents, latents, device=device, dtype=wide.dtype))
         torch.nn.Module.to(vae, ensemble.dtype)
         grown = memory.peak()
