@@ -18,6 +18,7 @@ from diffusemble.families.text import (
     unpack_conditions,
 )
 from tests.families.parts import expert, other_tokenizer, stable, wider
+from tests.tiny import as_expert, small_pipeline, small_unet
 
 PROMPTS = ["", "a red fox", "Ω, 火 and 🦊\n"]
 
@@ -25,6 +26,14 @@ PROMPTS = ["", "a red fox", "Ω, 火 and 🦊\n"]
 @cache
 def families() -> tuple[Family, ...]:
     return families_of([stable(), wider(), expert("SDXL")])
+
+
+def test_a_model_that_is_told_the_guidance_is_told_on_its_device() -> None:
+    pipeline = small_pipeline(unet=small_unet(time_cond_proj_dim=8)).to("meta")
+    (family,) = families_of([as_expert(pipeline)])
+    for found in family.read_prompts(["a red fox"], torch.device("meta"), guided=True):
+        assert {part.device.type for part in found.values()} == {"meta"}
+        assert found["timestep_cond"].shape == (1, 8)
 
 
 def test_spelling_loses_nothing() -> None:

@@ -44,9 +44,9 @@ class UNetFamily(Family):
         given, empty = ({name: encoded[2 * place + half] for place, name in enumerate(names)} for half in range(2))
         if "timestep_cond" in self.shapes:
             (width,) = self.shapes["timestep_cond"]
-            none = torch.zeros(len(prompts), device=device)
-            for found in (given, empty):
-                found["timestep_cond"] = self.pipeline.get_guidance_scale_embedding(none, embedding_dim=width)
+            none = torch.zeros(len(prompts))  # diffusers embeds it on the CPU
+            told = self.pipeline.get_guidance_scale_embedding(none, embedding_dim=width).to(device)
+            given["timestep_cond"] = empty["timestep_cond"] = told
         return given, empty
 
     def join(self, rows: Sequence[Conditions]) -> Conditions:
