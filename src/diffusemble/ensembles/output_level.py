@@ -232,7 +232,7 @@ def build_output_aggregator(name: str, experts: Sequence[Expert], **options: Any
 
 def embed_level(terms: Terms, times: Tensor) -> Tensor:
     """Sinusoids ``[b 128]`` of the angle between picture and noise, atan(σ / α), from 0 to 1000 for a right one."""
-    point = terms.path.point(times.detach().double().cpu())
+    point = terms.path.point(times.detach().cpu().double())
     angle = torch.atan2(point.sigma, point.alpha) / (torch.pi / 2)
     embedding: Tensor = get_timestep_embedding(1000 * angle.float(), TIME_WIDTH)
     return embedding

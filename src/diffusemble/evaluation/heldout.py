@@ -77,7 +77,7 @@ def losses(
     found = torch.zeros(len(held), len(times), dtype=torch.float64)
     for trial in trials(held, diffusion, times, draws, seed):
         error = (predict(trial.noisy, trial.times, held.prompts).float() - trial.target.float()).square()
-        found[:, trial.column] += error.mean(dim=(1, 2, 3)).double().cpu() / draws
+        found[:, trial.column] += error.mean(dim=(1, 2, 3)).cpu().double() / draws
     return found
 
 

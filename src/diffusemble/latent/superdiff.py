@@ -63,10 +63,10 @@ def both(
     """
     # Few numbers, and not every accelerator has float64: on the CPU.
     dimension = noise.shape[2]
-    inner = (torch.einsum("ibd,jbd->bij", noise, fields) / dimension).double().cpu()
-    squares = (noise.square().mean(dim=2) / 2).T.double().cpu()
+    inner = (torch.einsum("ibd,jbd->bij", noise, fields) / dimension).cpu().double()
+    squares = (noise.square().mean(dim=2) / 2).T.cpu().double()
     centre = torch.eye(len(noise), dtype=torch.float64) - 1 / len(noise)
-    wanted = squares - log_densities.T.double().cpu() / (max(1 - left**2, 1e-6) * dimension)
+    wanted = squares - log_densities.T.cpu().double() / (max(1 - left**2, 1e-6) * dimension)
     rest = (wanted - inner.mean(dim=2)).unsqueeze(2)
     # Differences below this share of the predictions' own size are rounding, not opinions.
     tolerance = 1e-5 * inner.abs().amax(dim=(1, 2))

@@ -35,7 +35,7 @@ class VariancePreserving:
     """
 
     def __init__(self, alphas: Float[Tensor, " t"]) -> None:
-        bars = alphas.detach().double().cpu()
+        bars = alphas.detach().cpu().double()
         if len(bars) < 2 or not (bars >= 0).all() or not (bars < 1).all() or not (bars.diff() < 0).all():
             raise ValueError(
                 f"A noise schedule is a table of at least two ᾱ that fall from below 1 to 0 or more; got {len(bars)} "
@@ -122,7 +122,7 @@ def predict_in(
     if ours == theirs:
         return predict(sample, time)
     exact = torch.promote_types(sample.dtype, torch.float32)
-    times = torch.as_tensor(time).detach().double().cpu().reshape(-1).expand(len(sample))
+    times = torch.as_tensor(time).detach().cpu().double().reshape(-1).expand(len(sample))
     here = ours.path.point(times)
     readable = here.ratio.clamp(*_limits(theirs.kind))
     if ours.path == theirs.path and torch.equal(readable, here.ratio):

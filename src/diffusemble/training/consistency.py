@@ -77,9 +77,10 @@ def jump_on_grid(timesteps: Int[Tensor, " b"], diffusion: Diffusion, grid: int) 
             f"The solver's grid has at most one point per timestep ({len(diffusion)}); got {grid}. Lower grid."
         )
     if diffusion.flows:
-        even = unshifted(diffusion.sigma[timesteps].double(), diffusion.shift)
+        # In float64, which not every accelerator has: on the CPU.
+        even = unshifted(diffusion.sigma[timesteps].cpu().double(), diffusion.shift)
         above = (even * grid - 1e-6).ceil().clamp(1, grid)  # a grid point is above itself, however it is rounded
-        ends = (shifted(number / grid, diffusion.shift).float() for number in (above, above - 1))
+        ends = (shifted(number / grid, diffusion.shift).float().to(timesteps.device) for number in (above, above - 1))
         return Jump(*(Place(Level(1 - sigma, sigma), len(diffusion) * sigma) for sigma in ends))
     start = (torch.div(timesteps, skip, rounding_mode="floor").clamp(max=grid - 1) + 1) * skip - 1
     return Jump(*(Place(diffusion.at(point), diffusion.times[point]) for point in (start, (start - skip).clamp(min=0))))
