@@ -89,4 +89,4 @@ def mean_weights(maps: AttentionMaps) -> Tensor:
 
 
 def _mean(calls: Sequence[Tensor]) -> Tensor:
-    return torch.stack([one.double().mean(dim=(0, 2, 3)) for one in calls]).mean(dim=0)
+    return torch.stack([one.cpu().double().mean(dim=(0, 2, 3)) for one in calls]).mean(dim=0)
