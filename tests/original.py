@@ -28,3 +28,11 @@ def _whole(pieces: list[tuple[Origin, Tensor]]) -> Tensor:
     if origin.swapped:
         whole = torch.cat(whole.chunk(2)[::-1])
     return (whole.T if origin.transposed else whole).contiguous()
+
+
+def assert_equal(mine: Any, other: Any) -> None:
+    """Every tensor of one model is in the other, bit for bit."""
+    theirs = other.state_dict()
+    assert mine.state_dict().keys() == theirs.keys()
+    for key, tensor in mine.state_dict().items():
+        assert torch.equal(tensor, theirs[key]), key

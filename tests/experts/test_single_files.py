@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from diffusemble import EnsembleDenoiser, load_experts
 from diffusemble.experts.layouts.autoencoder import older_vae
 from ldm import REFINER, SD1, SD2, SDXL, Layout, save_ldm
-from original import original
+from original import assert_equal, original
 from tiny import (
     small_pipeline,
     small_unet,
@@ -23,19 +23,12 @@ from tiny import (
 )
 
 
-def assert_equal_weights(mine: Any, other: Any) -> None:
-    theirs = other.state_dict()
-    assert mine.state_dict().keys() == theirs.keys()
-    for key, tensor in mine.state_dict().items():
-        assert torch.equal(tensor, theirs[key]), key
-
-
 def test_a_complete_file_gives_every_weight_bit_for_bit(models: Path, tmp_path: Path) -> None:
     pipeline = small_pipeline(5, vae=tiny_vae(5))
     (expert,) = load_experts(save_ldm(pipeline, tmp_path / "opal.safetensors"), base=models / "rock")
-    assert_equal_weights(expert.denoiser, pipeline.unet)
-    assert_equal_weights(expert.components["vae"], pipeline.vae)
-    assert_equal_weights(expert.components["text_encoder"], pipeline.text_encoder)
+    assert_equal(expert.denoiser, pipeline.unet)
+    assert_equal(expert.components["vae"], pipeline.vae)
+    assert_equal(expert.components["text_encoder"], pipeline.text_encoder)
     assert (expert.name, expert.base, list(expert.files)) == ("opal", str(models / "rock"), ["weights"])
     assert expert.denoiser.training is False
 
@@ -49,8 +42,8 @@ def test_the_oldest_names_are_read_too(models: Path, tmp_path: Path) -> None:
     assert "vae.encoder.mid_block.attentions.0.query.weight" in vae
     save_file({**bare, **vae}, tmp_path / "old.safetensors")
     (expert,) = load_experts(tmp_path / "old.safetensors", base=models / "rock")
-    assert_equal_weights(expert.components["text_encoder"], pipeline.text_encoder)
-    assert_equal_weights(expert.components["vae"], pipeline.vae)
+    assert_equal(expert.components["text_encoder"], pipeline.text_encoder)
+    assert_equal(expert.components["vae"], pipeline.vae)
 
 
 def sd2() -> Any:
@@ -78,10 +71,10 @@ def test_other_families_come_bit_for_bit_too(build: Callable[[], Any], layout: L
     pipeline.save_pretrained(tmp_path / "base")
     (expert,) = load_experts(save_ldm(pipeline, tmp_path / "opal.safetensors", layout), base=tmp_path / "base")
     assert expert.pipeline_class is type(pipeline)
-    assert_equal_weights(expert.denoiser, pipeline.unet)
+    assert_equal(expert.denoiser, pipeline.unet)
     text = [part for part in ("text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
     for part in ("vae", *text):
-        assert_equal_weights(expert.components[part], getattr(pipeline, part))
+        assert_equal(expert.components[part], getattr(pipeline, part))
     assert list(expert.files) == ["weights"]
     if build is tiny_refiner:
         assert expert.components["requires_aesthetics_score"] is True
@@ -104,7 +97,7 @@ def test_the_base_completes_the_given_part_only(models: Path, tmp_path: Path) ->
     opal, rock = load_experts([file, models / "rock"], base=models / "fern")
     assert opal.base == str(models / "fern")
     assert rock.base is None
-    assert_equal_weights(opal.components["text_encoder"], pipeline.text_encoder)
+    assert_equal(opal.components["text_encoder"], pipeline.text_encoder)
     assert list(opal.files) == ["weights"]
 
 

@@ -22,7 +22,7 @@ from diffusemble.experts.inspection.folders import inspect
 from diffusemble.experts.layouts.autoencoder import vae
 from diffusemble.experts.layouts.flux import chroma, flux, flux2
 from ldm import SD2, SDXL, save_ldm
-from original import original
+from original import assert_equal, original
 from tiny import small_pipeline, small_unet, tiny_sdxl_pipeline, tiny_vae
 from tiny_dit import tiny_chroma_pipeline, tiny_flux_pipeline
 from tiny_flux2 import tiny_flux2_pipeline
@@ -32,13 +32,6 @@ from tiny_z_image import tiny_z_image, tiny_z_image_pipeline
 PAGE = Path(__file__).parents[2] / "docs" / "loading.md"
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers about Chroma
-
-
-def assert_equal(mine: Any, other: Any) -> None:
-    theirs = other.state_dict()
-    assert mine.state_dict().keys() == theirs.keys()
-    for key, tensor in mine.state_dict().items():
-        assert torch.equal(tensor, theirs[key]), key
 
 
 def test_sdxls_second_projection_may_be_a_linear_layer(tmp_path: Path) -> None:

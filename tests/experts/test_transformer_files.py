@@ -19,18 +19,11 @@ from diffusemble.experts.layouts.sd3 import sd3
 from diffusemble.experts.layouts.text_encoder import clip, embedding_t5, t5
 from ldm import save_ldm
 from ldm import unet as ldm_unet
-from original import original
+from original import assert_equal, original
 from tiny import small_pipeline, tiny_sdxl_pipeline, tiny_text_encoder
 from tiny_dit import tiny_chroma_pipeline, tiny_flux, tiny_flux_pipeline, tiny_sd3, tiny_sd3_pipeline
 from tiny_flux2 import tiny_flux2, tiny_flux2_pipeline
 from tiny_qwen import tiny_qwen, tiny_qwen_pipeline
-
-
-def assert_equal(mine: Any, other: Any) -> None:
-    theirs = other.state_dict()
-    assert mine.state_dict().keys() == theirs.keys()
-    for key, tensor in mine.state_dict().items():
-        assert torch.equal(tensor, theirs[key]), key
 
 
 def sd3_pipeline(seed: int) -> Any:

@@ -17,7 +17,7 @@ from diffusemble.experts.inspection.folders import inspect
 from diffusemble.experts.layouts.autoencoder import vae
 from diffusemble.experts.layouts.flux import flux
 from diffusemble.experts.layouts.z_image import qwen3, z_image
-from original import original
+from original import assert_equal, original
 from tiny_dit import tiny_flux
 from tiny_z_image import tiny_z_image, tiny_z_image_pipeline
 from unet_inputs import randn
@@ -28,12 +28,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("z-image") / "base"
     tiny_z_image_pipeline(0).save_pretrained(folder)
     return folder
-
-
-def assert_equal(mine: Any, other: Any) -> None:
-    theirs = other.state_dict()
-    assert mine.state_dict().keys() == theirs.keys()
-    assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.state_dict().items())
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
