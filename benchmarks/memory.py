@@ -212,7 +212,7 @@ def main(
                 console.print(*rows[-1], sep="  ")
         where = "counted on the meta device, no GPU was used" if device == "meta" else processor(device)
         what = (
-            f"{name}{' with a ControlNet' if controlnet else ''}, {8 * latents} px, one picture with guidance, {dtype}"
+            f"{name}{' with a ControlNet' if controlnet else ''}, {8 * latents} px"
         )
         text = markdown(f"{what}, one picture with guidance, {dtype}; {where}", ("budget",) if budget else (), rows)
         console.print(text, markup=False, soft_wrap=True)
