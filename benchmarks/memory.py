@@ -211,9 +211,7 @@ def main(
                 rows.append(cells(limit, done[-1], done[0]))
                 console.print(*rows[-1], sep="  ")
         where = "counted on the meta device, no GPU was used" if device == "meta" else processor(device)
-        what = (
-            f"{name}{' with a ControlNet' if controlnet else ''}, {8 * latents} px"
-        )
+        what = f"{name}{' with a ControlNet' if controlnet else ''}, {8 * latents} px"
         text = markdown(f"{what}, one picture with guidance, {dtype}; {where}", ("budget",) if budget else (), rows)
         console.print(text, markup=False, soft_wrap=True)
         if table is not None:
