@@ -141,7 +141,7 @@ def decode_latents(vae: Any, latents: Tensor, batch: int = 64) -> Tensor:
 def _wide(vae: Any) -> Iterator[None]:
     """In float32, and back: SDXL's VAE overflows in float16, and says so (``force_upcast``)."""
     kind = vae.dtype
-    widens = kind == torch.float16 and vae.config.force_upcast
+    widens = kind == torch.float16 and bool(vae.config.get("force_upcast"))
     if widens:
         vae.float()
     try:
